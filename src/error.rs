@@ -1,0 +1,197 @@
+//! The one error type of the crate.
+//!
+//! A variant exists if a caller would act differently; a fact exists as a field. Every variant
+//! that concerns a file names the file.
+
+use std::path::{Path, PathBuf};
+
+/// Shorthand for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What failed, and on what.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("{}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+
+    /// A file was read, and is not what it has to be.
+    #[error("{}: {reason}", path.display())]
+    Malformed {
+        /// The file, or the name under which its bytes were given.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// Something from outside is larger than [`crate::limits`] allows.
+    #[error("{what} is {actual}, the limit is {limit}")]
+    TooLarge {
+        /// What was measured, with its unit, and the file if there is one.
+        what: String,
+        /// Its size.
+        actual: u64,
+        /// The largest size that is accepted.
+        limit: u64,
+    },
+
+    /// Two things that must agree do not: both sides are named.
+    #[error("{}: {what} is {actual}, expected {expected}", path.display())]
+    Mismatch {
+        /// The file that carries `actual`.
+        path: PathBuf,
+        /// The property that differs.
+        what: &'static str,
+        /// What this program, machine or manifest asks for.
+        expected: String,
+        /// What the file has.
+        actual: String,
+    },
+
+    /// A tensor's shape or type does not fit its use; `expected` is symbolic.
+    #[error("tensor `{name}`: expected {expected}, got {actual}")]
+    Shape {
+        /// Name of the tensor in its graph.
+        name: String,
+        /// What was expected, for example `[1, n, 896] f32`.
+        expected: String,
+        /// What was found.
+        actual: String,
+    },
+
+    /// An ONNX node that a pass or an engine cannot handle.
+    #[error("node `{node}` ({op}): {reason}")]
+    Unsupported {
+        /// Name of the node.
+        node: String,
+        /// Its operator type.
+        op: String,
+        /// Why it is not handled.
+        reason: String,
+    },
+
+    /// An image could not be decoded, or has no pixels.
+    #[error("image {name}: {reason}")]
+    Image {
+        /// The file, or how the caller named the frame.
+        name: String,
+        /// What the decoder said.
+        reason: String,
+    },
+
+    /// A prompt that cannot be asked.
+    #[error("prompt: {reason}")]
+    Prompt {
+        /// Why it was refused.
+        reason: String,
+    },
+
+    /// An argument outside its range.
+    #[error("{name}: {reason}")]
+    Argument {
+        /// The option or parameter.
+        name: &'static str,
+        /// What is wrong with its value.
+        reason: String,
+    },
+
+    /// The CPU engine refused a graph or failed while running it.
+    #[error("CPU engine, {graph}: {message}")]
+    Cpu {
+        /// The graph: `vision`, `embed`, `decoder`, or a file.
+        graph: String,
+        /// What the engine said.
+        message: String,
+    },
+
+    /// A CUDA driver or NVRTC call failed.
+    #[error("CUDA {call} failed: {message}")]
+    Cuda {
+        /// The call.
+        call: &'static str,
+        /// Code and text.
+        message: String,
+    },
+
+    /// TensorRT refused a call; `code` is one of those in `cpp/shim_error.h`.
+    #[error("TensorRT {call} failed ({code}): {message}")]
+    Engine {
+        /// The call.
+        call: &'static str,
+        /// Code of the shim.
+        code: String,
+        /// Text for people; nobody searches it.
+        message: String,
+    },
+
+    /// A shared library or a device that was asked for is not on this machine.
+    #[error("{what} is not available: {reason}")]
+    Unavailable {
+        /// The library or device.
+        what: String,
+        /// What was tried, and what to do about it.
+        reason: String,
+    },
+
+    /// A child process that builds an engine died.
+    #[error("building {component} died: {reason}")]
+    Crashed {
+        /// The component that was being built.
+        component: String,
+        /// Signal or exit status, and the last log lines.
+        reason: String,
+    },
+
+    /// Memory that a build or a run needs is not there.
+    #[error("{what} needs {needed_bytes} bytes, {available_bytes} are available")]
+    OutOfMemory {
+        /// What needs it.
+        what: String,
+        /// The plan.
+        needed_bytes: u64,
+        /// What the machine has now.
+        available_bytes: u64,
+    },
+
+    /// The output exists already and may not be replaced.
+    #[error("{} exists (use --force to replace it)", path.display())]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
+
+    /// A model could not be downloaded.
+    #[error("download of {repo}: {reason}")]
+    Download {
+        /// `owner/name` on the hub.
+        repo: String,
+        /// What went wrong, and on which file.
+        reason: String,
+    },
+
+    /// The caller asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl Error {
+    /// An I/O error that names its file: `.map_err(Error::io(path))`.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    /// A file that is not what it has to be.
+    pub fn malformed(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Self::Malformed {
+            path: path.as_ref().to_path_buf(),
+            reason: reason.into(),
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Small vision-language models, from public ONNX files to answers about camera frames.
+//!
+//! Modules stand in the order in which data flows; a module uses those above it in the house,
+//! never those below (`docs/architecture.md`).
+
+pub mod error;
+pub mod limits;
+pub mod tensor;
+
+pub use error::{Error, Result};

@@ -1,0 +1,46 @@
+//! Limits on everything that comes from outside, in one place.
+//!
+//! A value above its limit is refused with [`Error::TooLarge`](crate::Error::TooLarge) before
+//! memory for it is asked for.
+
+/// Largest JSON or text file of a model folder or bundle, in bytes (published tokenizers have
+/// up to 20 MB).
+pub const TEXT_FILE_BYTES: u64 = 64 << 20;
+
+/// Largest encoded image file, in bytes.
+pub const IMAGE_FILE_BYTES: u64 = 256 << 20;
+
+/// Largest image, in pixels (width x height): 100 megapixels, above any machine-vision camera.
+pub const IMAGE_PIXELS: u64 = 100_000_000;
+
+/// Largest image side, in pixels.
+pub const IMAGE_SIDE: u32 = 32_768;
+
+/// Largest question, in bytes.
+pub const PROMPT_BYTES: usize = 64 << 10;
+
+/// Largest number of positions of a prompt with its answer, whatever the model's configuration
+/// says.
+pub const CONTEXT_TOKENS: usize = 32_768;
+
+/// Largest number of image tiles of one frame.
+pub const TILES: usize = 64;
+
+/// Largest ONNX file that is parsed, weights inside the file included, in bytes (protobuf's own
+/// limit is 2 GiB).
+pub const ONNX_FILE_BYTES: u64 = 2 << 30;
+
+/// Largest number of nodes of one ONNX graph, subgraphs included.
+pub const ONNX_NODES: usize = 200_000;
+
+/// Deepest nesting of ONNX subgraphs.
+pub const ONNX_DEPTH: usize = 8;
+
+/// Largest number of elements of one tensor.
+pub const TENSOR_ELEMENTS: u64 = 1 << 33;
+
+/// Most layers of a decoder.
+pub const DECODER_LAYERS: usize = 256;
+
+/// Largest vocabulary.
+pub const VOCABULARY: usize = 1 << 20;
