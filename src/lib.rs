@@ -5,6 +5,7 @@
 
 pub mod error;
 pub mod limits;
+pub mod onnx;
 pub mod tensor;
 
 pub use error::{Error, Result};
