@@ -44,3 +44,9 @@ pub const DECODER_LAYERS: usize = 256;
 
 /// Largest vocabulary.
 pub const VOCABULARY: usize = 1 << 20;
+
+/// Largest width of a decoder (hidden size, heads, width of a head).
+pub const MODEL_WIDTH: usize = 1 << 16;
+
+/// Largest side of a vision tower's input, in pixels.
+pub const VISION_SIDE: usize = 4096;
