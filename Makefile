@@ -1,0 +1,100 @@
+# Everything that a build, a test run or a release needs. `make help` lists the targets.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help install-deps sdk fetch build demo test test-default test-all check fmt-check clippy doc deny \
+        test-gpu test-long advisories coverage full-size bench clean distclean
+
+CARGO ?= cargo
+PYTHON ?= python3
+
+# The folder that `make sdk` fills; absolute, because build scripts run elsewhere.
+export TRTVLM_SDK := $(abspath $(or $(TRTVLM_SDK),.sdk))
+# Ours before the system's, so that a system header cannot change what is built here.
+export TENSORRT_INCLUDE_DIR ?= $(TRTVLM_SDK)/tensorrt-rtx/include:$(TRTVLM_SDK)/tensorrt-11/include
+
+BIN = $(or $(CARGO_TARGET_DIR),target)/release/trtvlm
+MODEL = onnx/uav-tiny
+IMAGE = calibration/images/0024.png
+ENGINES = engines/uav-tiny-fp16-sm86
+# After `fetch` nothing may reach for the network.
+OFFLINE = CARGO_NET_OFFLINE=true
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r t d; do printf '  %-14s %s\n' "$$t" "$$d"; done
+
+install-deps: ## system packages that are missing (Debian, Ubuntu; root or sudo)
+	@tools/deps.sh
+
+sdk: ## TensorRT-RTX, headers, NVRTC and libclang into .sdk/ (pinned, checked)
+	@tools/sdk.sh
+
+fetch: ## Rust dependencies, as locked
+	$(CARGO) fetch --locked
+
+build: install-deps sdk fetch ## the release binary with TensorRT
+	$(OFFLINE) $(CARGO) build --locked --release --features tensorrt
+
+demo: build ## build TensorRT engines for the demo model, then ask three questions
+	$(BIN) build $(MODEL) --target sm86 --precision fp16 --out $(ENGINES) --force
+	@echo; echo "Three questions about $(IMAGE), answered on the CPU:"
+	@for q in "describe the scene" "find the blue boat" "how many trees are there"; do \
+	    echo; echo "> $$q"; $(BIN) run $(MODEL) --image $(IMAGE) --prompt "$$q" || exit 1; \
+	done
+	@echo; echo "binary:  $(BIN)"; echo "model:   $(MODEL)"; echo "engines: $(ENGINES)"
+	@cd $(ENGINES) && find . -type f | sort | xargs ls -l | awk '{ printf "  %10d  %s\n", $$5, substr($$9, 3) }'
+
+test: install-deps sdk fetch check test-all test-default ## set up everything and run all checks and tests
+
+test-all:
+	$(OFFLINE) $(CARGO) test --locked --all-features --no-fail-fast
+
+test-default:
+	$(OFFLINE) $(CARGO) test --locked --no-fail-fast
+
+check: fmt-check clippy doc deny ## formatting, lints, documentation, licences
+
+fmt-check:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(OFFLINE) $(CARGO) clippy --locked --all-features --all-targets -- -D warnings
+	$(OFFLINE) $(CARGO) clippy --locked --all-targets -- -D warnings
+	$(OFFLINE) $(CARGO) clippy --locked --no-default-features --lib -- -D warnings
+
+doc:
+	$(OFFLINE) RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --all-features
+
+deny: ## licences, sources, duplicates (needs cargo-deny; advisories: `make advisories`)
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+	    $(CARGO) deny --offline --all-features --log-level error check licenses bans sources; \
+	else echo "deny: cargo-deny is not installed, skipped (cargo install --locked cargo-deny)"; fi
+
+test-gpu: install-deps sdk fetch ## tests that need a GPU, and again under compute-sanitizer where there is one
+	$(OFFLINE) $(CARGO) test --locked --all-features -- --ignored gpu
+	@if command -v compute-sanitizer >/dev/null 2>&1; then \
+	    set -x; $(OFFLINE) CARGO_TARGET_$$(rustc -vV | sed -n 's/host: //p' | tr 'a-z-' 'A-Z_')_RUNNER="compute-sanitizer --error-exitcode 1" \
+	        $(CARGO) test --locked --all-features -- --ignored gpu --test-threads 1; \
+	else echo "test-gpu: no compute-sanitizer, skipped"; fi
+
+test-long: test advisories coverage full-size ## what needs the network, extra tools or hours; run by hand
+	$(OFFLINE) $(CARGO) test --locked --all-features --no-fail-fast -- --ignored long
+
+advisories: ## known vulnerabilities in dependencies (network, cargo-deny)
+	$(CARGO) deny --all-features check advisories
+
+coverage: sdk fetch ## line coverage without GPU-only code (cargo-llvm-cov or cargo-tarpaulin)
+	tools/coverage.sh
+
+full-size: build ## FastVLM-0.5B and SmolVLM-256M with random weights: build times and peak memory (Python, 8 GB)
+	tools/full_size.sh "$(BIN)"
+
+bench: build ## side by side with onnxruntime on the demo model (Python)
+	$(PYTHON) benches/peers/compare.py --trtvlm "$(BIN)" $(MODEL) --image $(IMAGE) --prompt "describe the scene"
+
+clean: ## build outputs
+	$(CARGO) clean
+	rm -rf $(ENGINES)
+
+distclean: clean ## and everything fetched or made
+	rm -rf .sdk .zoo
