@@ -1,0 +1,99 @@
+//! The rules of the house: who may use whom, and where unsafe code may stand.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Modules and the floor they stand on: each may use lower floors, and its neighbours to the left
+/// on the same floor never.
+const FLOORS: &[(&str, u8)] = &[
+    ("error", 1),
+    ("limits", 1),
+    ("tensor", 2),
+    ("model", 2),
+    ("trt", 2),
+    ("cuda", 2),
+    ("onnx", 3),
+    ("text", 3),
+    ("preprocess", 3),
+    ("bundle", 3),
+    ("hub", 3),
+    ("cpu", 4),
+    ("backend", 5),
+    ("build", 6),
+    ("decode", 6),
+    ("pipeline", 7),
+    ("cli", 8),
+];
+
+/// Uses of a neighbour on the same floor that are wanted.
+const NEIGHBOURS: &[(&str, &str)] = &[("trt", "cuda")];
+
+/// The only files that may allow unsafe code, each with the reason.
+const FENCES: &[(&str, &str)] = &[
+    ("src/cpu/load.rs", "rten maps weight files"),
+    ("src/onnx/map.rs", "files mapped into memory"),
+];
+
+fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).expect("src") {
+        let path = entry.expect("entry").path();
+        if path.is_dir() {
+            sources(&path, out);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+fn all_sources() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    sources(&root.join("src"), &mut files);
+    files
+        .into_iter()
+        .map(|path| {
+            let name = path.strip_prefix(root).expect("inside").display().to_string();
+            (name, std::fs::read_to_string(&path).expect("read"))
+        })
+        .collect()
+}
+
+fn floor(module: &str) -> Option<u8> {
+    FLOORS.iter().find(|(name, _)| *name == module).map(|f| f.1)
+}
+
+#[test]
+fn modules_use_lower_floors_only() {
+    let mut wrong = Vec::new();
+    for (file, text) in all_sources() {
+        let rest = file.trim_start_matches("src/");
+        let module = rest.split(['/', '.']).next().expect("module").to_owned();
+        let Some(own) = floor(&module) else {
+            assert!(["lib", "main", "capi"].contains(&module.as_str()), "{file} has no floor");
+            continue;
+        };
+        // Tests at the end of a file may build what they need from anywhere.
+        let code = text.split("#[cfg(test)]").next().unwrap_or("");
+        for used in code.split("crate::").skip(1) {
+            let used: String = used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let Some(other) = floor(&used) else { continue };
+            let neighbour = NEIGHBOURS.contains(&(module.as_str(), used.as_str()));
+            if used != module && other >= own && own > 1 && !neighbour {
+                wrong.push(format!("{file} uses {used}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn unsafe_code_stands_behind_its_fences_only() {
+    let allowed: BTreeSet<&str> = FENCES.iter().map(|f| f.0).collect();
+    let files = all_sources();
+    let found: BTreeSet<&str> = files
+        .iter()
+        .filter(|(_, text)| text.contains("allow(unsafe_code)"))
+        .map(|(file, _)| file.as_str())
+        .collect();
+    assert_eq!(found, allowed);
+}
