@@ -112,7 +112,13 @@ impl OnnxModel {
 
     /// Version of a domain's operators (empty = `ai.onnx`), if the model imports it.
     pub fn opset(&self, domain: &str) -> Option<i64> {
-        let canonical = |d: &str| if d == "ai.onnx" { String::new() } else { d.to_owned() };
+        let canonical = |d: &str| {
+            if d == "ai.onnx" {
+                String::new()
+            } else {
+                d.to_owned()
+            }
+        };
         self.proto
             .opset_import
             .iter()
@@ -130,14 +136,27 @@ impl OnnxModel {
 
     /// Tool that wrote the file, with its version.
     pub fn producer(&self) -> String {
-        format!("{} {}", self.proto.producer_name, self.proto.producer_version)
-            .trim()
-            .to_owned()
+        format!(
+            "{} {}",
+            self.proto.producer_name, self.proto.producer_version
+        )
+        .trim()
+        .to_owned()
     }
 
     /// Bytes of all weights.
     pub fn weight_bytes(&self) -> u64 {
-        self.graph.initializer.iter().map(|t| t.raw_len() as u64).sum()
+        self.graph
+            .initializer
+            .iter()
+            .map(|t| t.raw_len() as u64)
+            .sum()
+    }
+
+    /// Elements of all weights.
+    pub fn weight_elements(&self) -> u64 {
+        let dims = |t: &TensorProto| t.dims.iter().map(|&d| d.max(0) as u64).product::<u64>();
+        self.graph.initializer.iter().map(dims).sum()
     }
 
     /// Where a tensor's bytes are on disk, `None` for tensors that a pass has made.
@@ -220,7 +239,10 @@ impl OnnxModel {
             });
         }
         if !self.graph.sparse_initializer.is_empty() {
-            return Err(Error::malformed(&self.path, "sparse initializers are not supported"));
+            return Err(Error::malformed(
+                &self.path,
+                "sparse initializers are not supported",
+            ));
         }
         Ok(())
     }
@@ -243,7 +265,10 @@ impl OnnxModel {
 /// The bytes of an external tensor; maps its file if that was not done yet.
 fn external_bytes(tensor: &TensorProto, model: &Path, sources: &mut Vec<Source>) -> Result<Bytes> {
     let bad = |reason: String| {
-        Error::malformed(model, format!("external data of tensor `{}`: {reason}", tensor.name))
+        Error::malformed(
+            model,
+            format!("external data of tensor `{}`: {reason}", tensor.name),
+        )
     };
     let entry = |key: &str| {
         let found = tensor.external_data.iter().find(|e| e.key == key);
@@ -259,7 +284,9 @@ fn external_bytes(tensor: &TensorProto, model: &Path, sources: &mut Vec<Source>)
     let location = entry("location").ok_or_else(|| bad("no location".to_owned()))?;
     // Weights come back out as answers, so that a model may only name files of its own folder.
     let relative = Path::new(location);
-    let inside = relative.components().all(|c| matches!(c, Component::Normal(_)));
+    let inside = relative
+        .components()
+        .all(|c| matches!(c, Component::Normal(_)));
     if location.is_empty() || !inside {
         return Err(bad(format!("`{location}` is outside the model's folder")));
     }
@@ -282,7 +309,9 @@ fn external_bytes(tensor: &TensorProto, model: &Path, sources: &mut Vec<Source>)
             len.ok_or_else(|| bad("size overflows".to_owned()))?
         }
     };
-    let end = offset.checked_add(length).filter(|&end| end <= bytes.len() as u64);
+    let end = offset
+        .checked_add(length)
+        .filter(|&end| end <= bytes.len() as u64);
     let Some(end) = end else {
         return Err(Error::malformed(
             &sources[source].path,

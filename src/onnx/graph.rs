@@ -5,8 +5,8 @@ use std::fmt;
 
 use super::dtype::DataType;
 use super::proto::{
-    AttributeProto, DimensionProto, GraphProto, NodeProto, TensorProto, TensorShapeProto,
-    TensorTypeProto, TypeProto, ValueInfoProto, ProtoDim, attribute_type,
+    AttributeProto, DimensionProto, GraphProto, NodeProto, ProtoDim, TensorProto, TensorShapeProto,
+    TensorTypeProto, TypeProto, ValueInfoProto, attribute_type,
 };
 
 /// One dimension of a value.

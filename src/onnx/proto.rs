@@ -2,7 +2,8 @@
 //!
 //! All fields that can carry meaning for inference are kept, so that reading and writing a file
 //! loses nothing a runtime looks at. Byte fields are [`Bytes`]: decoding from a mapped file
-//! copies no weights. Scalars whose presence matters (an attribute `i = 0`) are `Option`s.
+//! copies no weights. Lists are packed where the official schema packs them, since some readers
+//! take only that form. Scalars whose presence matters (an attribute `i = 0`) are `Option`s.
 
 use bytes::Bytes;
 use prost::{Message, Oneof};
@@ -144,10 +145,10 @@ pub struct AttributeProto {
     #[prost(message, optional, tag = "6")]
     pub g: Option<GraphProto>,
     /// Floats.
-    #[prost(float, repeated, tag = "7")]
+    #[prost(float, repeated, packed = "false", tag = "7")]
     pub floats: Vec<f32>,
     /// Integers.
-    #[prost(int64, repeated, tag = "8")]
+    #[prost(int64, repeated, packed = "false", tag = "8")]
     pub ints: Vec<i64>,
     /// Strings.
     #[prost(bytes = "bytes", repeated, tag = "9")]
@@ -187,7 +188,7 @@ pub mod attribute_type {
 #[derive(Clone, PartialEq, Message)]
 pub struct TensorProto {
     /// Shape, outermost dimension first.
-    #[prost(int64, repeated, packed = "true", tag = "1")]
+    #[prost(int64, repeated, packed = "false", tag = "1")]
     pub dims: Vec<i64>,
     /// Element type, see [`super::DataType`].
     #[prost(int32, optional, tag = "2")]
@@ -237,7 +238,7 @@ pub struct SparseTensorProto {
     #[prost(message, optional, tag = "2")]
     pub indices: Option<TensorProto>,
     /// Shape of the dense tensor.
-    #[prost(int64, repeated, tag = "3")]
+    #[prost(int64, repeated, packed = "false", tag = "3")]
     pub dims: Vec<i64>,
 }
 

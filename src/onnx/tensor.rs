@@ -97,7 +97,9 @@ impl TensorProto {
                 .collect(),
             (DataType::F64, Some(raw)) => raw
                 .chunks_exact(8)
-                .map(|b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32)
+                .map(|b| {
+                    f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32
+                })
                 .collect(),
             (DataType::F64, None) => self.double_data.iter().map(|&v| v as f32).collect(),
             (dtype, _) => return Err(self.wrong_type(dtype, "a float type")),

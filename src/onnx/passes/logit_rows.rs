@@ -50,8 +50,7 @@ pub fn select_logit_rows(model: &mut OnnxModel) -> Result<()> {
 
     let hidden = graph.node[head].input[0].clone();
     let rows = graph.fresh_name("logit_hidden");
-    let gather =
-        NodeProto::new("Gather", &[&hidden, LOGIT_ROWS], &[&rows]).with_int("axis", 1);
+    let gather = NodeProto::new("Gather", &[&hidden, LOGIT_ROWS], &[&rows]).with_int("axis", 1);
     graph.node[head].input[0] = rows;
     graph.node.insert(head, gather);
 
@@ -70,7 +69,9 @@ pub fn select_logit_rows(model: &mut OnnxModel) -> Result<()> {
     }
     // Inner values between the gather and `logits` had the sequence as a dimension.
     let changed = values_between(graph, head + 1);
-    graph.value_info.retain(|info| !changed.contains(&info.name));
+    graph
+        .value_info
+        .retain(|info| !changed.contains(&info.name));
     Ok(())
 }
 
@@ -144,11 +145,22 @@ mod tests {
         ]);
         select_logit_rows(&mut model).expect("pass");
         select_logit_rows(&mut model).expect("a second time changes nothing");
-        let ops: Vec<_> = model.graph().node.iter().map(|n| n.op_type.as_str()).collect();
+        let ops: Vec<_> = model
+            .graph()
+            .node
+            .iter()
+            .map(|n| n.op_type.as_str())
+            .collect();
         assert_eq!(ops, ["Relu", "Gather", "MatMul", "Cast"]);
         assert_eq!(model.graph().node[1].input, ["hidden", LOGIT_ROWS]);
-        assert_eq!(model.graph().node[2].input[0], model.graph().node[1].output[0]);
-        assert_eq!(model.graph().outputs()[0].to_string(), "f32 [1, logit_rows, 2]");
+        assert_eq!(
+            model.graph().node[2].input[0],
+            model.graph().node[1].output[0]
+        );
+        assert_eq!(
+            model.graph().outputs()[0].to_string(),
+            "f32 [1, logit_rows, 2]"
+        );
     }
 
     #[test]

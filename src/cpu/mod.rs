@@ -1,0 +1,14 @@
+//! The CPU engine: ONNX graphs run by [`rten`].
+//!
+//! Position in the flow: `onnx` -> **`cpu`** -> `backend::cpu`. A [`Session`] is one graph with
+//! named inputs and outputs; an [`Embedding`] is a token table that is read where it lies.
+
+mod embedding;
+mod load;
+mod session;
+
+pub use embedding::Embedding;
+pub use session::Session;
+
+/// Version of the engine, as in `Cargo.toml`.
+pub const ENGINE_VERSION: &str = "0.27.0";

@@ -1,0 +1,117 @@
+//! One graph, ready to run.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use rten::{Model, NodeId, Value, ValueOrView};
+
+use crate::error::{Error, Result};
+use crate::onnx::OnnxModel;
+
+/// A loaded graph with named inputs and outputs.
+pub struct Session {
+    name: String,
+    model: Model,
+    inputs: HashMap<String, NodeId>,
+    outputs: HashMap<String, NodeId>,
+}
+
+impl Session {
+    /// Loads a graph that passes may have rewritten.
+    ///
+    /// # Errors
+    /// [`Error::Cpu`] if the engine refuses the graph, [`Error::Io`] if its temporary files
+    /// cannot be written.
+    pub fn load(model: &OnnxModel) -> Result<Self> {
+        Self::new(model.path(), super::load::load(model)?)
+    }
+
+    /// Loads a graph from disk as it stands, with its weights mapped.
+    ///
+    /// # Errors
+    /// As [`Session::load`].
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::new(path, super::load::load_file(path)?)
+    }
+
+    fn new(path: &Path, model: Model) -> Result<Self> {
+        let by_name = |ids: &[NodeId]| -> HashMap<String, NodeId> {
+            ids.iter()
+                .filter_map(|&id| Some((model.node_info(id)?.name()?.to_owned(), id)))
+                .collect()
+        };
+        Ok(Self {
+            name: path.display().to_string(),
+            inputs: by_name(model.input_ids()),
+            outputs: by_name(model.output_ids()),
+            model,
+        })
+    }
+
+    /// True if the graph has an input of this name.
+    pub fn has_input(&self, name: &str) -> bool {
+        self.inputs.contains_key(name)
+    }
+
+    /// Handle of an input.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the graph has no such input.
+    pub fn input(&self, name: &str) -> Result<NodeId> {
+        self.find(&self.inputs, name, "input")
+    }
+
+    /// Handle of an output.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the graph has no such output.
+    pub fn output(&self, name: &str) -> Result<NodeId> {
+        self.find(&self.outputs, name, "output")
+    }
+
+    fn find(&self, ids: &HashMap<String, NodeId>, name: &str, kind: &str) -> Result<NodeId> {
+        ids.get(name).copied().ok_or_else(|| {
+            let mut names: Vec<&str> = ids.keys().map(String::as_str).collect();
+            names.sort_unstable();
+            Error::Shape {
+                name: name.to_owned(),
+                expected: format!("an {kind} of {}", self.name),
+                actual: format!("{kind}s {}", names.join(", ")),
+            }
+        })
+    }
+
+    /// Runs the graph. Owned inputs (KV caches with spare capacity) are updated in place.
+    ///
+    /// # Errors
+    /// [`Error::Cpu`] naming the graph and, from the engine, the node.
+    pub fn run(
+        &self,
+        inputs: Vec<(NodeId, ValueOrView<'_>)>,
+        outputs: &[NodeId],
+    ) -> Result<Vec<Value>> {
+        guard(&self.name, || self.model.run(inputs, outputs, None))
+    }
+}
+
+/// Runs a call into the engine; its errors and its panics become [`Error::Cpu`].
+pub(super) fn guard<T, E: Display>(name: &str, call: impl FnOnce() -> Result<T, E>) -> Result<T> {
+    let failed = |message: String| Error::Cpu {
+        graph: name.to_owned(),
+        message,
+    };
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(e)) => Err(failed(e.to_string())),
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no message");
+            Err(failed(format!("internal error: {text}")))
+        }
+    }
+}
