@@ -3,6 +3,7 @@
 //! Modules stand in the order in which data flows; a module uses those above it in the house,
 //! never those below (`docs/architecture.md`).
 
+pub mod bundle;
 pub mod cpu;
 pub mod error;
 pub mod limits;

@@ -7,6 +7,18 @@
 /// up to 20 MB).
 pub const TEXT_FILE_BYTES: u64 = 64 << 20;
 
+/// Largest manifest of a bundle, in bytes.
+pub const MANIFEST_BYTES: u64 = 4 << 20;
+
+/// Most files and folders in a bundle.
+pub const BUNDLE_FILES: u64 = 4096;
+
+/// Longest name of a file in a bundle, folders included, in bytes.
+pub const BUNDLE_NAME_BYTES: usize = 1024;
+
+/// Deepest nesting of folders in a bundle.
+pub const BUNDLE_DEPTH: usize = 8;
+
 /// Largest encoded image file, in bytes.
 pub const IMAGE_FILE_BYTES: u64 = 256 << 20;
 

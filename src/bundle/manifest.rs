@@ -1,0 +1,356 @@
+//! The manifest: everything about a bundle that a program or a person may ask.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::digest::{FileDigest, is_sha256};
+use super::layout::{MANIFEST, MANIFEST_DIGEST, check_name};
+use super::target::{Engine, Target};
+use crate::error::{Error, Result};
+use crate::limits;
+use crate::onnx::{Dim, ValueType};
+
+/// Version of the manifest's form. A reader takes its own version only.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// The contents of `manifest.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Form of this file: [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// Program and version that wrote the bundle.
+    pub created_by: String,
+    /// The command line that built it, program first.
+    pub command_line: Vec<String>,
+    /// The model that it was built from.
+    pub model: ModelInfo,
+    /// Precision of weights and activations.
+    pub precision: Precision,
+    /// Size of the KV cache in positions.
+    pub kv_capacity: u32,
+    /// Largest number of positions of a prompt with its answer.
+    pub max_context: u32,
+    /// Draft tokens that one step verifies, 0 without speculation.
+    pub draft_tokens: u32,
+    /// Number of tokens that the decoder scores.
+    pub vocabulary: u32,
+    /// Sizes that variable dimensions are rounded up to.
+    pub buckets: Buckets,
+    /// One set of engines for each target.
+    pub engines: Vec<EngineSet>,
+    /// Every file of the bundle but the manifest and its digest.
+    pub files: Vec<FileDigest>,
+}
+
+/// The model folder that a bundle was built from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelInfo {
+    /// Family: `fastvlm`, `smolvlm`.
+    pub family: String,
+    /// Name for people: the folder's or the repository's.
+    pub name: String,
+    /// Variant of the ONNX files: `fp32`, `fp16`, ...
+    pub variant: String,
+    /// Every file that was read, relative to the folder.
+    pub sources: Vec<FileDigest>,
+}
+
+/// Precision of a build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// 32-bit floating point.
+    Fp32,
+    /// 16-bit floating point, with norms and softmax in 32 bits.
+    Fp16,
+    /// 8-bit integer weights and activations.
+    Int8,
+    /// 8-bit integer weights.
+    Int8Weights,
+    /// 4-bit integer weights.
+    Int4Weights,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+            Self::Int8 => "int8",
+            Self::Int8Weights => "int8-weights",
+            Self::Int4Weights => "int4-weights",
+        })
+    }
+}
+
+impl std::str::FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        use Precision::*;
+        let all = [Fp32, Fp16, Int8, Int8Weights, Int4Weights];
+        all.into_iter()
+            .find(|precision| precision.to_string() == text)
+            .ok_or_else(|| Error::Argument {
+                name: "precision",
+                reason: format!("`{text}` is none of fp32, fp16, int8, int8-weights, int4-weights"),
+            })
+    }
+}
+
+/// Sizes that shapes are rounded up to, ascending, so that few shapes exist at run time. An empty
+/// list means that any size runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Buckets {
+    /// Rows of a prefill.
+    pub prefill: Vec<u32>,
+    /// Rows of a decoding step: one, or one and the drafts.
+    pub step: Vec<u32>,
+    /// Visual tokens kept.
+    pub visual_tokens: Vec<u32>,
+}
+
+/// The engines of one target.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineSet {
+    /// The machine that they are for.
+    pub target: Target,
+    /// The library that made them, or that runs them.
+    pub engine: Engine,
+    /// `vision`, `embed`, `decoder`, by name.
+    pub components: Vec<Component>,
+    /// What a run will hold in memory.
+    pub memory: Vec<Part>,
+}
+
+/// One part of a memory plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// What holds it: `vision weights`, `kv cache`, `scratch`, ...
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// An engine or a graph.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Component {
+    /// `vision`, `embed`, `decoder`, ...
+    pub name: String,
+    /// Its file in the bundle, relative.
+    pub file: String,
+    /// Inputs, in the engine's order.
+    pub inputs: Vec<TensorInfo>,
+    /// Outputs, in the engine's order.
+    pub outputs: Vec<TensorInfo>,
+    /// Optimization profiles, in the plan's order; none for graphs.
+    pub profiles: Vec<Profile>,
+}
+
+/// Name, type and shape of an input or output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorInfo {
+    /// Name.
+    pub name: String,
+    /// Element type: `f32`, `f16`, `i64`, ...
+    pub dtype: String,
+    /// Dimensions, outermost first.
+    pub shape: Vec<Extent>,
+}
+
+/// A dimension: a number, a name for what varies, or `?`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Extent {
+    /// A number.
+    Fixed(u64),
+    /// A name: equal names are equal sizes.
+    Named(String),
+}
+
+/// The shapes of one optimization profile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// What it is for: `prefill 512`, `step 1`.
+    pub name: String,
+    /// Shapes of the inputs that vary.
+    pub inputs: Vec<ProfileInput>,
+}
+
+/// The range of shapes that a profile gives to one input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProfileInput {
+    /// Name of the input.
+    pub name: String,
+    /// Smallest shape.
+    pub min: Vec<u64>,
+    /// Shape that kernels are chosen for.
+    pub opt: Vec<u64>,
+    /// Largest shape.
+    pub max: Vec<u64>,
+}
+
+impl fmt::Display for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(n) => write!(f, "{n}"),
+            Self::Named(name) => f.write_str(name),
+        }
+    }
+}
+
+impl From<&ValueType> for TensorInfo {
+    fn from(value: &ValueType) -> Self {
+        let extent = |dim: &Dim| match dim {
+            Dim::Fixed(n) => Extent::Fixed(*n as u64),
+            other => Extent::Named(other.to_string()),
+        };
+        let dims = value.dims.as_deref().unwrap_or_default();
+        Self {
+            name: value.name.clone(),
+            dtype: value
+                .dtype
+                .map_or_else(|| "?".to_owned(), |d| d.to_string()),
+            shape: dims.iter().map(extent).collect(),
+        }
+    }
+}
+
+impl fmt::Display for TensorInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dims: Vec<String> = self.shape.iter().map(Extent::to_string).collect();
+        write!(f, "{} [{}]", self.dtype, dims.join(", "))
+    }
+}
+
+/// The one field that every version of the form has.
+#[derive(Deserialize)]
+struct Versioned {
+    schema_version: u32,
+}
+
+impl Manifest {
+    /// Reads and checks a manifest; `path` names it in errors.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::Malformed`], or [`Error::Mismatch`] for another schema
+    /// version.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        if bytes.len() as u64 > limits::MANIFEST_BYTES {
+            return Err(Error::TooLarge {
+                what: format!("{} (bytes)", path.display()),
+                actual: bytes.len() as u64,
+                limit: limits::MANIFEST_BYTES,
+            });
+        }
+        let bad = |e: serde_json::Error| Error::malformed(path, format!("not a manifest: {e}"));
+        // Another version may have other fields, so that the version is looked at first.
+        let version = serde_json::from_slice::<Versioned>(bytes)
+            .map_err(bad)?
+            .schema_version;
+        if version != SCHEMA_VERSION {
+            return Err(Error::Mismatch {
+                path: path.to_path_buf(),
+                what: "schema version",
+                expected: SCHEMA_VERSION.to_string(),
+                actual: version.to_string(),
+            });
+        }
+        let manifest: Self = serde_json::from_slice(bytes).map_err(bad)?;
+        manifest
+            .check()
+            .map_err(|reason| Error::malformed(path, reason))?;
+        Ok(manifest)
+    }
+
+    /// The engines for a target, if the bundle has them.
+    pub fn engine_set(&self, target: Target) -> Option<&EngineSet> {
+        self.engines.iter().find(|set| set.target == target)
+    }
+
+    /// Bytes of all files that the manifest lists.
+    pub fn total_bytes(&self) -> u64 {
+        self.files
+            .iter()
+            .map(|f| f.bytes)
+            .fold(0, u64::saturating_add)
+    }
+
+    /// What the types cannot say: names are distinct and stay in the bundle, digests are digests,
+    /// what is named is listed.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let files: HashSet<&str> = distinct("file", self.files.iter().map(|f| f.path.as_str()))?;
+        distinct("source", self.model.sources.iter().map(|f| f.path.as_str()))?;
+        for file in self.files.iter().chain(&self.model.sources) {
+            let name = &file.path;
+            check_name(name).map_err(|reason| format!("file name `{name}`: {reason}"))?;
+            if !is_sha256(&file.sha256) {
+                return Err(format!("file `{name}`: not a SHA-256 digest"));
+            }
+        }
+        if let Some(name) = [MANIFEST, MANIFEST_DIGEST]
+            .iter()
+            .find(|n| files.contains(**n))
+        {
+            return Err(format!("`{name}` lists itself"));
+        }
+        if self.engines.is_empty() {
+            return Err("no engines".to_owned());
+        }
+        let targets: Vec<String> = self.engines.iter().map(|s| s.target.to_string()).collect();
+        distinct("target", targets.iter().map(String::as_str))?;
+        for set in &self.engines {
+            distinct("component", set.components.iter().map(|c| c.name.as_str()))?;
+            if let Some(lost) = set
+                .components
+                .iter()
+                .find(|c| !files.contains(c.file.as_str()))
+            {
+                return Err(format!(
+                    "component `{}`: `{}` is not listed",
+                    lost.name, lost.file
+                ));
+            }
+        }
+        if self.kv_capacity as usize > limits::CONTEXT_TOKENS
+            || self.max_context as usize > limits::CONTEXT_TOKENS
+            || self.vocabulary as usize > limits::VOCABULARY
+        {
+            return Err("context or vocabulary is above the limits".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl EngineSet {
+    /// The component with this name.
+    pub fn component(&self, name: &str) -> Option<&Component> {
+        self.components.iter().find(|c| c.name == name)
+    }
+}
+
+/// The set of `names`, or an error if one stands twice.
+fn distinct<'a>(
+    what: &str,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<HashSet<&'a str>, String> {
+    let mut seen = HashSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(format!("{what} `{name}` stands twice"));
+        }
+    }
+    Ok(seen)
+}
