@@ -10,5 +10,6 @@ pub mod limits;
 pub mod model;
 pub mod onnx;
 pub mod tensor;
+pub mod text;
 
 pub use error::{Error, Result};

@@ -62,3 +62,12 @@ pub const MODEL_WIDTH: usize = 1 << 16;
 
 /// Largest side of a vision tower's input, in pixels.
 pub const VISION_SIDE: usize = 4096;
+
+/// Longest chat template, and longest text that one may write, in bytes.
+pub const TEMPLATE_BYTES: usize = 1 << 20;
+
+/// Most instructions that a chat template may execute.
+pub const TEMPLATE_STEPS: u64 = 100_000;
+
+/// Deepest recursion of a chat template.
+pub const TEMPLATE_DEPTH: usize = 64;
