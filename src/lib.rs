@@ -3,12 +3,18 @@
 //! Modules stand in the order in which data flows; a module uses those above it in the house,
 //! never those below (`docs/architecture.md`).
 
+pub mod backend;
 pub mod bundle;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod cpu;
+pub mod decode;
 pub mod error;
 pub mod limits;
 pub mod model;
 pub mod onnx;
+pub mod pipeline;
+pub mod preprocess;
 pub mod tensor;
 pub mod text;
 

@@ -10,20 +10,31 @@ use std::path::{Path, PathBuf};
 use safetensors::{Dtype, SafeTensors};
 use trtvlm::backend::{Backend, CpuBackend, Prefill};
 use trtvlm::model::Model;
-use trtvlm::preprocess::PixelValues;
+use trtvlm::preprocess::{Fit, Frame, Notes, PixelValues, Processor, Tiles};
 use trtvlm::tensor::Tensor;
 
-/// Folder, variant, largest difference of features and of logits to PyTorch in FP32.
+/// Folder, variant, file of golden values, largest difference of features and of logits to them.
 ///
-/// FP16 files differ by the rounding of their weights.
-const CASES: &[(&str, &str, f32, f32)] = &[
-    ("fastvlm-tiny-plain", "fp32", 2e-4, 2e-4),
-    ("fastvlm-tiny-contrib", "fp32", 2e-4, 2e-4),
-    ("fastvlm-tiny-contrib-sep", "fp32", 2e-4, 2e-4),
-    ("smolvlm-tiny-plain", "fp32", 2e-4, 2e-4),
-    ("smolvlm-tiny-contrib", "fp32", 2e-4, 2e-4),
-    ("smolvlm-tiny-contrib-sep", "fp32", 2e-4, 2e-4),
+/// FP16 files differ from PyTorch in FP32 by the rounding of their weights.
+const CASES: &[(&str, &str, &str, f32, f32)] = &[
+    ("fastvlm-tiny-plain", "fp32", PYTORCH, 2e-4, 2e-4),
+    ("fastvlm-tiny-external", "fp32", PYTORCH, 2e-4, 2e-4),
+    ("fastvlm-tiny-contrib", "fp32", PYTORCH, 2e-4, 2e-4),
+    ("fastvlm-tiny-contrib", "fp16", PYTORCH, 2e-2, 2e-2),
+    ("fastvlm-tiny-contrib-sep", "fp32", PYTORCH, 2e-4, 2e-4),
+    (
+        "fastvlm-tiny-contrib-sep",
+        "q4f16",
+        "golden_q4f16.safetensors",
+        2e-2,
+        2e-2,
+    ),
+    ("smolvlm-tiny-plain", "fp32", PYTORCH, 2e-4, 2e-4),
+    ("smolvlm-tiny-contrib", "fp32", PYTORCH, 2e-4, 2e-4),
+    ("smolvlm-tiny-contrib-sep", "fp32", PYTORCH, 2e-4, 2e-4),
 ];
+
+const PYTORCH: &str = "golden.safetensors";
 
 struct Golden {
     floats: HashMap<String, (Vec<usize>, Vec<f32>)>,
@@ -44,11 +55,15 @@ impl Golden {
             let (shape, data) = (view.shape().to_vec(), view.data());
             match view.dtype() {
                 Dtype::F32 => {
-                    let data = data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+                    let data = data
+                        .chunks_exact(4)
+                        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
                     golden.floats.insert(name, (shape, data.collect()));
                 }
                 Dtype::I64 => {
-                    let data = data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("8")));
+                    let data = data
+                        .chunks_exact(8)
+                        .map(|b| i64::from_le_bytes(b.try_into().expect("8")));
                     golden.ints.insert(name, data.collect());
                 }
                 Dtype::U8 => {
@@ -61,81 +76,156 @@ impl Golden {
     }
 
     fn ids(&self, name: &str) -> Vec<u32> {
-        self.ints[name].iter().map(|&id| u32::try_from(id).expect("id")).collect()
+        self.ints[name]
+            .iter()
+            .map(|&id| u32::try_from(id).expect("id"))
+            .collect()
     }
 
-    /// Pixels and mask of the vision input `<prefix>pixel_values`, without the batch dimension.
-    fn image(&self, prefix: &str, tiled: bool) -> PixelValues {
-        let (shape, data) = &self.floats[&format!("{prefix}pixel_values")];
-        let shape = &shape[usize::from(tiled)..];
-        let pixels = Tensor::new("pixel_values", shape, data.clone()).expect("pixels");
-        let side = *shape.last().expect("side");
-        let mask = self.bytes.get(&format!("{prefix}pixel_attention_mask")).map(|(shape, data)| {
-            Tensor::new("mask", &shape[1..], data.clone()).expect("mask")
-        });
+    fn frame(&self, name: &str, index: usize) -> Frame {
+        let (shape, data) = &self.bytes[name];
+        let (h, w) = (shape[shape.len() - 3], shape[shape.len() - 2]);
+        let pixels = data[index * h * w * 3..][..h * w * 3].to_vec();
+        Frame::new(name, w, h, pixels).expect("frame")
+    }
+
+    /// The picture that the golden values are for; it has the model's size.
+    fn image(&self, model: &Model) -> PixelValues {
+        let processor = Processor::load(&model.dir).expect("processor");
+        let image = processor.run(&self.frame("image", 0), Fit::Processor, Tiles::Count(1));
+        image.expect("pixel values")
+    }
+
+    /// Five pictures of one frame: the lower half of the second is padding, the fourth is empty.
+    fn padded_tiles(&self, model: &Model) -> PixelValues {
+        let processor = Processor::load(&model.dir).expect("processor");
+        let side = model.config.image_size;
+        let area = side * side;
+        let (mut pixels, mut mask) = (Vec::new(), vec![1u8; 5 * area]);
+        for tile in 0..5 {
+            let frame = self.frame("tiles", tile);
+            let image = processor.run(&frame, Fit::Processor, Tiles::Count(1));
+            pixels.extend_from_slice(image.expect("pixel values").pixels.data());
+        }
+        mask[area + area / 2..2 * area].fill(0);
+        for channel in 0..3 {
+            pixels[(3 + channel) * area + area / 2..(4 + channel) * area].fill(0.0);
+        }
+        pixels[9 * area..12 * area].fill(0.0);
         PixelValues {
-            pixels,
-            mask: mask.filter(|_| tiled),
-            grid: None,
-            content: [0, 0, side, side],
-            notes: Default::default(),
+            pixels: Tensor::new("pixels", [5, 3, side, side], pixels).expect("pixels"),
+            mask: Some(Tensor::new("mask", [5, side, side], mask).expect("mask")),
+            grid: Some((2, 2)),
+            content: [0, 0, 2 * side, 2 * side],
+            notes: Notes::default(),
         }
     }
 }
 
 fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data/tiny")
+        .join(name)
 }
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+    a.iter()
+        .zip(b)
+        .map(|(x, y)| (x - y).abs())
+        .fold(0.0, f32::max)
+}
+
+/// A case, loaded: folder of the model, its inputs, and what it should give.
+struct Case {
+    label: String,
+    model: Model,
+    inputs: Golden,
+    expected: Golden,
+    features_tolerance: f32,
+    logits_tolerance: f32,
+}
+
+fn cases() -> impl Iterator<Item = Case> {
+    CASES.iter().map(
+        |&(name, variant, values, features_tolerance, logits_tolerance)| {
+            let dir = folder(name);
+            Case {
+                label: format!("{name} {variant}"),
+                model: Model::load(&dir, Some(variant)).expect(name),
+                inputs: Golden::load(&dir.join(PYTORCH)),
+                expected: Golden::load(&dir.join(values)),
+                features_tolerance,
+                logits_tolerance,
+            }
+        },
+    )
+}
+
+impl Case {
+    /// A backend that has seen the picture, and the prompt's ids, positions and visual rows.
+    fn start(&self) -> (CpuBackend, Vec<u32>, Vec<u32>, Vec<usize>) {
+        let mut backend = CpuBackend::load(&self.model).expect(&self.label);
+        let image = self.inputs.image(&self.model);
+        let n = backend.encode(&image).expect(&self.label);
+        let ids = self.inputs.ids("input_ids");
+        let positions = (0..ids.len() as u32).collect();
+        (backend, ids, positions, (0..n).collect())
+    }
+
+    /// Logits after the prompt's last token.
+    fn last_logits(&self) -> &[f32] {
+        if let Some((_, logits)) = self.expected.floats.get("last_logits") {
+            return logits;
+        }
+        let (shape, logits) = &self.expected.floats["prefill_logits"];
+        &logits[logits.len() - shape[2]..]
+    }
 }
 
 #[test]
 fn cpu_backend_gives_the_reference_ids_and_logits() {
     let mut failures = Vec::new();
-    for &(name, variant, _, tolerance) in CASES {
-        let dir = folder(name);
-        let golden = Golden::load(&dir.join("golden.safetensors"));
-        let model = Model::load(&dir, Some(variant)).expect(name);
-        let mut backend = CpuBackend::load(&model).expect(name);
-        let ids = golden.ids("input_ids");
-        let expected = golden.ids("greedy_ids");
-        let margins = &golden.floats["greedy_margin"].1;
-
-        let n = backend.encode(&golden.image("", model.config.family.tiled)).expect(name);
-        let positions: Vec<u32> = (0..ids.len() as u32).collect();
-        let visual: Vec<usize> = (0..n).collect();
+    for case in cases() {
+        let label = &case.label;
+        let (mut backend, ids, positions, visual) = case.start();
+        let features = &case.expected.floats["image_features"].1;
+        let difference = largest_difference(backend.features(), features);
+        if difference > case.features_tolerance {
+            failures.push(format!("{label}: features differ by {difference}"));
+        }
+        let expected = case.expected.ids("greedy_ids");
+        let margins = &case.expected.floats["greedy_margin"].1;
         let prompt = Prefill {
             ids: &ids,
             positions: &positions,
             visual: &visual,
-            image_token: model.config.image_token_id,
+            image_token: case.model.config.image_token_id,
             reserve: expected.len(),
         };
-        let mut logits = backend.prefill(&prompt).expect(name);
-        let (shape, reference) = &golden.floats["prefill_logits"];
-        let last = &reference[reference.len() - shape[2]..];
-        let difference = largest_difference(logits.last_row(), last);
-        if difference > tolerance {
-            failures.push(format!("{name} {variant}: logits differ by {difference}"));
+        let mut logits = backend.prefill(&prompt).expect(label);
+        assert_eq!(logits.n_rows(), 1, "{label}: only the last row is computed");
+        let difference = largest_difference(logits.last_row(), case.last_logits());
+        if difference > case.logits_tolerance {
+            failures.push(format!("{label}: logits differ by {difference}"));
         }
         let mut position = ids.len() as u32;
         for (step, &id) in expected.iter().enumerate() {
             let row = logits.last_row();
-            let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).expect("row");
+            let best = (0..row.len())
+                .max_by(|&a, &b| row[a].total_cmp(&row[b]))
+                .expect("row");
             if best as u32 != id {
+                let margin = margins[step];
                 failures.push(format!(
-                    "{name} {variant}: step {step} gives {best}, reference {id} (margin {})",
-                    margins[step]
+                    "{label}: step {step} gives {best}, not {id} (margin {margin})"
                 ));
                 break;
             }
-            if model.config.eos.contains(&id) {
+            if case.model.config.eos.contains(&id) {
                 break;
             }
-            logits = backend.step(&[id], position).expect(name);
+            logits = backend.step(&[id], position).expect(label);
             position += 1;
         }
     }
@@ -144,51 +234,49 @@ fn cpu_backend_gives_the_reference_ids_and_logits() {
 
 #[test]
 fn cpu_backend_after_rollback_gives_the_same_logits() {
-    for &(name, variant, _, tolerance) in CASES {
-        let dir = folder(name);
-        let golden = Golden::load(&dir.join("golden.safetensors"));
-        let model = Model::load(&dir, Some(variant)).expect(name);
-        let mut backend = CpuBackend::load(&model).expect(name);
-        let (ids, next) = (golden.ids("input_ids"), golden.ids("greedy_ids"));
-        let n = backend.encode(&golden.image("", model.config.family.tiled)).expect(name);
-        let positions: Vec<u32> = (0..ids.len() as u32).collect();
-        let visual: Vec<usize> = (0..n).collect();
+    for case in cases() {
+        let label = &case.label;
+        let (mut backend, ids, positions, visual) = case.start();
+        let next = case.expected.ids("greedy_ids");
         let prompt = Prefill {
             ids: &ids,
             positions: &positions,
             visual: &visual,
-            image_token: model.config.image_token_id,
+            image_token: case.model.config.image_token_id,
             reserve: 8,
         };
-        backend.prefill(&prompt).expect(name);
+        backend.prefill(&prompt).expect(label);
         let at = ids.len() as u32;
-        let three = backend.step(&next[..3], at).expect(name);
-        assert_eq!(three.n_rows(), 3, "{name}");
-        backend.rollback(ids.len() + 1).expect(name);
-        let again = backend.step(&next[1..3], at + 1).expect(name);
+        let three = backend.step(&next[..3], at).expect(label);
+        assert_eq!(three.n_rows(), 3, "{label}");
+        backend.rollback(ids.len() + 1).expect(label);
+        let again = backend.step(&next[1..3], at + 1).expect(label);
         // Other row counts choose other kernels: equal up to rounding.
         let difference = largest_difference(three.row(2), again.row(1));
-        assert!(difference <= tolerance, "{name} {variant}: {difference}");
-        assert!(backend.rollback(ids.len() + 9).is_err(), "{name}");
+        assert!(difference <= case.logits_tolerance, "{label}: {difference}");
+        assert!(backend.rollback(ids.len() + 9).is_err(), "{label}");
     }
 }
 
 #[test]
 fn cpu_backend_encodes_tiles_and_drops_empty_ones() {
-    for &(name, variant, tolerance, _) in CASES {
-        let dir = folder(name);
-        let golden = Golden::load(&dir.join("golden.safetensors"));
-        let model = Model::load(&dir, Some(variant)).expect(name);
-        if !model.config.family.tiled {
-            continue;
-        }
-        let mut backend = CpuBackend::load(&model).expect(name);
-        let (shape, _) = &golden.floats["padded_image_features"];
-        let n = backend.encode(&golden.image("padded_", true)).expect(name);
+    let tiled: Vec<Case> = cases()
+        .filter(|case| case.model.config.family.tiled)
+        .collect();
+    assert!(!tiled.is_empty());
+    for case in tiled {
+        let label = &case.label;
+        let mut backend = CpuBackend::load(&case.model).expect(label);
+        let n = backend
+            .encode(&case.inputs.padded_tiles(&case.model))
+            .expect(label);
         // One of five tiles is all zero: the tower leaves it out.
-        assert_eq!(n, shape[0] * shape[1], "{name}");
-        assert_eq!(n, 4 * model.config.tokens_per_tile, "{name}");
-        let difference = largest_difference(backend.features(), &golden.floats["padded_image_features"].1);
-        assert!(difference <= tolerance, "{name} {variant}: {difference}");
+        assert_eq!(n, 4 * case.model.config.tokens_per_tile, "{label}");
+        let features = &case.expected.floats["padded_image_features"].1;
+        let difference = largest_difference(backend.features(), features);
+        assert!(
+            difference <= case.features_tolerance,
+            "{label}: {difference}"
+        );
     }
 }

@@ -1,0 +1,306 @@
+//! The backend that runs everything on the CPU engine.
+
+use rten::{NodeId, Value, ValueOrView};
+use rten_tensor::prelude::*;
+use rten_tensor::{Tensor, TensorView};
+
+use super::contract;
+use super::{Backend, Logits, Prefill};
+use crate::cpu::{Embedding, Session};
+use crate::error::{Error, Result};
+use crate::model::{FamilySpec, Model};
+use crate::onnx::OnnxModel;
+use crate::onnx::passes::{LOGIT_ROWS, select_logit_rows};
+use crate::preprocess::PixelValues;
+
+/// Axis of KV tensors `[1, kv_heads, rows, head_dim]` that grows.
+const ROW_AXIS: usize = 2;
+
+/// Vision tower, embeddings and decoder of one model in memory, with one sequence.
+pub struct CpuBackend {
+    vision: Vision,
+    embedding: Embedding,
+    decoder: Decoder,
+    d_model: usize,
+    /// Visual rows of the newest frame, `[n, d_model]`.
+    features: Vec<f32>,
+}
+
+struct Vision {
+    session: Session,
+    pixels: NodeId,
+    mask: Option<NodeId>,
+    features: NodeId,
+    tiled: bool,
+}
+
+struct Decoder {
+    session: Session,
+    embeds: NodeId,
+    attention_mask: Option<NodeId>,
+    position_ids: Option<NodeId>,
+    logit_rows: NodeId,
+    past: Vec<NodeId>,
+    /// `logits`, then the new KV tensors in the order of `past`.
+    outputs: Vec<NodeId>,
+    kv_shape: [usize; 4],
+    kv: Vec<Value>,
+    n_rows: usize,
+}
+
+impl CpuBackend {
+    /// Loads the three graphs of a model folder or CPU bundle.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Malformed`] if a file cannot be read, [`Error::Shape`] if its
+    /// tensors are not those of the family, [`Error::Cpu`] if the engine refuses it.
+    pub fn load(model: &Model) -> Result<Self> {
+        let config = &model.config;
+        let family = config.family;
+
+        let vision = OnnxModel::load(&model.files.vision)?;
+        contract::check_vision(&vision, config)?;
+        let session = Session::load(&vision)?;
+        let vision = Vision {
+            pixels: session.input(family.pixel_values)?,
+            mask: family
+                .pixel_attention_mask
+                .map(|name| session.input(name))
+                .transpose()?,
+            features: session.output(family.image_features)?,
+            tiled: family.tiled,
+            session,
+        };
+
+        let embed = OnnxModel::load(&model.files.embed)?;
+        contract::check_embed(&embed, config)?;
+        let embedding = Embedding::load(&embed, config.vocab, config.d_model)?;
+
+        let mut decoder = OnnxModel::load(&model.files.decoder)?;
+        contract::check_decoder(&decoder, config)?;
+        let is_cut = decoder.graph().input.iter().any(|i| i.name == LOGIT_ROWS);
+        let session = if is_cut {
+            drop(decoder);
+            Session::open(&model.files.decoder)?
+        } else {
+            select_logit_rows(&mut decoder)?;
+            Session::load(&decoder)?
+        };
+        let kv_shape = [1, config.n_kv_heads, 0, config.head_dim];
+        Ok(Self {
+            vision,
+            embedding,
+            decoder: Decoder::new(session, family, config.n_layers, kv_shape)?,
+            d_model: config.d_model,
+            features: Vec::new(),
+        })
+    }
+
+    /// Visual rows of the newest frame, `[n, d_model]`.
+    pub fn features(&self) -> &[f32] {
+        &self.features
+    }
+
+    fn copy_visual_row(&self, row: usize, out: &mut Vec<f32>) -> Result<()> {
+        let start = row.saturating_mul(self.d_model);
+        let features = self
+            .features
+            .get(start..start.saturating_add(self.d_model))
+            .ok_or_else(|| Error::Shape {
+                name: "image_features".to_owned(),
+                expected: format!("a row below {}", self.features.len() / self.d_model),
+                actual: row.to_string(),
+            })?;
+        out.extend_from_slice(features);
+        Ok(())
+    }
+
+    /// Rows of the decoder's input: embeddings of ids, visual rows in the slots.
+    fn prompt_rows(&self, prompt: &Prefill<'_>) -> Result<Vec<f32>> {
+        let slots = prompt
+            .ids
+            .iter()
+            .filter(|&&id| id == prompt.image_token)
+            .count();
+        if slots != prompt.visual.len() || prompt.ids.len() != prompt.positions.len() {
+            return Err(Error::Shape {
+                name: "prompt".to_owned(),
+                expected: format!("{slots} visual rows and {} positions", prompt.ids.len()),
+                actual: format!("{} and {}", prompt.visual.len(), prompt.positions.len()),
+            });
+        }
+        let mut rows = Vec::with_capacity(prompt.ids.len() * self.d_model);
+        let mut visual = prompt.visual.iter();
+        for run in prompt
+            .ids
+            .chunk_by(|a, b| (*a == prompt.image_token) == (*b == prompt.image_token))
+        {
+            if run[0] == prompt.image_token {
+                for &row in visual.by_ref().take(run.len()) {
+                    self.copy_visual_row(row, &mut rows)?;
+                }
+            } else {
+                self.embedding.rows(run, &mut rows)?;
+            }
+        }
+        Ok(rows)
+    }
+}
+
+impl Backend for CpuBackend {
+    fn encode(&mut self, image: &PixelValues) -> Result<usize> {
+        let vision = &self.vision;
+        let leading = usize::from(vision.tiled);
+        let mut shape = vec![1; leading];
+        shape.extend_from_slice(image.pixels.shape());
+        let pixels = TensorView::from_data(shape.as_slice(), image.pixels.data());
+        let mut inputs = vec![(vision.pixels, pixels.into())];
+        if let (Some(id), Some(mask)) = (vision.mask, &image.mask) {
+            let mut shape = vec![1; leading];
+            shape.extend_from_slice(mask.shape());
+            let mask: Vec<i32> = mask.data().iter().map(|&m| i32::from(m)).collect();
+            inputs.push((id, Tensor::from_data(shape.as_slice(), mask).into()));
+        }
+        let values = vision.session.run(inputs, &[vision.features])?;
+        let (shape, features) = into_f32("image_features", values.into_iter().next())?;
+        if shape.last() != Some(&self.d_model) {
+            return Err(Error::Shape {
+                name: "image_features".to_owned(),
+                expected: format!("[.., {}] f32", self.d_model),
+                actual: format!("{shape:?}"),
+            });
+        }
+        self.features = features;
+        Ok(self.features.len() / self.d_model)
+    }
+
+    fn prefill(&mut self, prompt: &Prefill<'_>) -> Result<Logits> {
+        let rows = self.prompt_rows(prompt)?;
+        let n = prompt.ids.len();
+        self.decoder.reset(n + prompt.reserve);
+        let positions = prompt.positions.iter().map(|&p| p as i32).collect();
+        self.decoder.run(rows, positions, &[n as i32 - 1])
+    }
+
+    fn step(&mut self, ids: &[u32], position: u32) -> Result<Logits> {
+        let mut rows = Vec::with_capacity(ids.len() * self.d_model);
+        self.embedding.rows(ids, &mut rows)?;
+        let n = ids.len() as i32;
+        let first = position as i32;
+        let all: Vec<i32> = (0..n).collect();
+        self.decoder.run(rows, (first..first + n).collect(), &all)
+    }
+
+    fn rollback(&mut self, n_rows: usize) -> Result<()> {
+        self.decoder.rollback(n_rows)
+    }
+}
+
+impl Decoder {
+    fn new(
+        session: Session,
+        family: &FamilySpec,
+        n_layers: usize,
+        kv_shape: [usize; 4],
+    ) -> Result<Self> {
+        let optional = |name: &str| {
+            let present = session.has_input(name);
+            present.then(|| session.input(name)).transpose()
+        };
+        let (mut past, mut outputs) = (Vec::new(), vec![session.output(family.logits)?]);
+        for layer in 0..n_layers {
+            past.push(session.input(&family.past_key(layer))?);
+            past.push(session.input(&family.past_value(layer))?);
+            outputs.push(session.output(&family.present_key(layer))?);
+            outputs.push(session.output(&family.present_value(layer))?);
+        }
+        Ok(Self {
+            embeds: session.input(family.inputs_embeds)?,
+            attention_mask: optional(family.attention_mask)?,
+            position_ids: optional(family.position_ids)?,
+            logit_rows: session.input(LOGIT_ROWS)?,
+            past,
+            outputs,
+            kv_shape,
+            kv: Vec::new(),
+            n_rows: 0,
+            session,
+        })
+    }
+
+    /// Empties the KV cache and gives it room for `capacity` rows.
+    fn reset(&mut self, capacity: usize) {
+        let mut shape = self.kv_shape;
+        shape[ROW_AXIS] = capacity;
+        self.kv.clear();
+        self.kv.resize_with(self.past.len(), || {
+            Tensor::<f32>::with_capacity(&shape, ROW_AXIS).into()
+        });
+        self.n_rows = 0;
+    }
+
+    fn run(&mut self, rows: Vec<f32>, positions: Vec<i32>, logit_rows: &[i32]) -> Result<Logits> {
+        let n = positions.len();
+        let total = self.n_rows + n;
+        let rows = Tensor::from_data(&[1, n, rows.len() / n.max(1)], rows);
+        let mask = Tensor::<i32>::full(&[1, total], 1);
+        let positions = Tensor::from_data(&[1, n], positions);
+        let mut inputs: Vec<(NodeId, ValueOrView<'_>)> = vec![
+            (self.embeds, rows.into()),
+            (
+                self.logit_rows,
+                TensorView::from_data(&[logit_rows.len()], logit_rows).into(),
+            ),
+        ];
+        if let Some(id) = self.attention_mask {
+            inputs.push((id, mask.into()));
+        }
+        if let Some(id) = self.position_ids {
+            inputs.push((id, positions.into()));
+        }
+        // Owned caches with spare capacity are appended to in place.
+        let kv = self.kv.drain(..).map(ValueOrView::Value);
+        inputs.extend(self.past.iter().copied().zip(kv));
+        let mut values = self.session.run(inputs, &self.outputs)?.into_iter();
+        let (shape, logits) = into_f32("logits", values.next())?;
+        self.kv.extend(values);
+        self.n_rows = total;
+        match shape.last() {
+            Some(&n_vocab) if n_vocab > 0 && logits.len() == n_vocab * logit_rows.len() => {
+                Ok(Logits::new(n_vocab, logits))
+            }
+            _ => Err(Error::Shape {
+                name: "logits".to_owned(),
+                expected: format!("[1, {}, vocab] f32", logit_rows.len()),
+                actual: format!("{shape:?}"),
+            }),
+        }
+    }
+
+    fn rollback(&mut self, n_rows: usize) -> Result<()> {
+        if n_rows > self.n_rows {
+            return Err(Error::Shape {
+                name: "KV cache".to_owned(),
+                expected: format!("at least {n_rows} rows"),
+                actual: self.n_rows.to_string(),
+            });
+        }
+        for value in &mut self.kv {
+            if let Value::FloatTensor(cache) = value {
+                cache.clip_dim(ROW_AXIS, 0..n_rows);
+            }
+        }
+        self.n_rows = n_rows;
+        Ok(())
+    }
+}
+
+fn into_f32(name: &str, value: Option<Value>) -> Result<(Vec<usize>, Vec<f32>)> {
+    let tensor = value.and_then(Value::into_tensor::<f32>);
+    let tensor = tensor.ok_or_else(|| Error::Shape {
+        name: name.to_owned(),
+        expected: "f32".to_owned(),
+        actual: "another type".to_owned(),
+    })?;
+    Ok((tensor.shape().to_vec(), tensor.into_data()))
+}

@@ -1,0 +1,97 @@
+//! The steps of a model, wherever its data lives.
+//!
+//! Position in the flow: `preprocess` + `text` -> **`backend`** -> `decode`. One trait, few
+//! methods: visual features and the KV cache stay inside the backend, only ids go in and only
+//! logits come out.
+//!
+//! | step      | in                                     | out                      |
+//! |-----------|----------------------------------------|--------------------------|
+//! | `encode`  | pixels `[tiles, 3, s, s]` f32          | features stay inside     |
+//! | `prefill` | ids, their positions, kept visual rows | logits of the last row   |
+//! | `step`    | ids of new rows                        | logits of all new rows   |
+//! | `rollback`| number of rows to keep                 |                          |
+
+pub mod contract;
+pub mod cpu;
+
+pub use cpu::CpuBackend;
+
+use crate::error::Result;
+use crate::preprocess::PixelValues;
+
+/// A prompt, ready for the decoder.
+#[derive(Debug, Clone, Copy)]
+pub struct Prefill<'a> {
+    /// Token ids; each `image_token` is a slot for one visual row.
+    pub ids: &'a [u32],
+    /// Position of each id: ascending, with gaps where visual tokens were dropped.
+    pub positions: &'a [u32],
+    /// Visual rows that fill the slots, in order; as many as there are slots.
+    pub visual: &'a [usize],
+    /// The id that marks a slot.
+    pub image_token: u32,
+    /// Most rows that steps will add.
+    pub reserve: usize,
+}
+
+/// Logits of some rows, `[rows, n_vocab]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logits {
+    n_vocab: usize,
+    data: Vec<f32>,
+}
+
+impl Logits {
+    /// Wraps row-major logits; `data.len()` is a positive multiple of `n_vocab`.
+    pub fn new(n_vocab: usize, data: Vec<f32>) -> Self {
+        debug_assert!(n_vocab > 0 && !data.is_empty() && data.len().is_multiple_of(n_vocab));
+        Self { n_vocab, data }
+    }
+
+    /// Number of rows.
+    pub fn n_rows(&self) -> usize {
+        self.data.len() / self.n_vocab
+    }
+
+    /// Logits of one row, `[n_vocab]`.
+    ///
+    /// # Panics
+    /// If `row` is not below [`n_rows`](Self::n_rows).
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.data[row * self.n_vocab..][..self.n_vocab]
+    }
+
+    /// Logits after the newest token.
+    pub fn last_row(&self) -> &[f32] {
+        self.row(self.n_rows() - 1)
+    }
+}
+
+/// Runs a model's steps; holds the features of one frame and the KV cache of one sequence.
+pub trait Backend: Send {
+    /// Encodes a frame and keeps its visual rows; returns how many there are.
+    ///
+    /// # Errors
+    /// [`Error::Cpu`](crate::Error::Cpu), [`Error::Engine`](crate::Error::Engine) or
+    /// [`Error::Cuda`](crate::Error::Cuda) from the engine, [`Error::Shape`](crate::Error::Shape)
+    /// if the model's features do not have the decoder's width.
+    fn encode(&mut self, image: &PixelValues) -> Result<usize>;
+
+    /// Starts a new sequence; returns the logits after the prompt's last token, one row.
+    ///
+    /// # Errors
+    /// As [`Backend::encode`]; [`Error::Shape`](crate::Error::Shape) if slots and rows disagree.
+    fn prefill(&mut self, prompt: &Prefill<'_>) -> Result<Logits>;
+
+    /// Appends rows to the sequence, the first at `position`; returns logits after each of them.
+    ///
+    /// # Errors
+    /// As [`Backend::encode`].
+    fn step(&mut self, ids: &[u32], position: u32) -> Result<Logits>;
+
+    /// Forgets all rows of the sequence but the first `n_rows`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) if the sequence is shorter.
+    fn rollback(&mut self, n_rows: usize) -> Result<()>;
+}

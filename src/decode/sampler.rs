@@ -1,0 +1,285 @@
+//! Picking a token from logits.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use crate::error::{Error, Result};
+
+/// How tokens are drawn; the default is greedy.
+///
+/// Order of operations as in `transformers` 5 (`generation/logits_process.py`): repetition
+/// penalty, temperature, top-k, top-p.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// Logits are divided by it; 0 means greedy.
+    pub temperature: f32,
+    /// Only this many most likely tokens can be drawn; 0 means all.
+    pub top_k: usize,
+    /// Only the smallest set of most likely tokens with at least this probability can be drawn.
+    pub top_p: f32,
+    /// Logits of tokens that occurred are divided (if positive) or multiplied by it; 1 means off.
+    pub repetition_penalty: f32,
+    /// Seed of the generator: equal seeds give equal answers.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
+    }
+}
+
+impl Sampling {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] naming the option.
+    pub fn validate(&self) -> Result<()> {
+        let checks = [
+            (
+                "temperature",
+                self.temperature >= 0.0 && self.temperature.is_finite(),
+                "at least 0",
+            ),
+            (
+                "top-p",
+                self.top_p > 0.0 && self.top_p <= 1.0,
+                "above 0 and at most 1",
+            ),
+            (
+                "repetition-penalty",
+                self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite(),
+                "above 0",
+            ),
+        ];
+        match checks.into_iter().find(|(_, ok, _)| !ok) {
+            Some((name, _, range)) => Err(Error::Argument {
+                name,
+                reason: format!("must be a number {range}"),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Picks tokens; holds the random generator and scratch space of one answer.
+pub struct Sampler {
+    sampling: Sampling,
+    rng: ChaCha8Rng,
+    logits: Vec<f32>,
+    order: Vec<u32>,
+}
+
+impl Sampler {
+    /// Makes a sampler.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if a value is outside its range.
+    pub fn new(sampling: Sampling) -> Result<Self> {
+        sampling.validate()?;
+        Ok(Self {
+            sampling,
+            rng: ChaCha8Rng::seed_from_u64(sampling.seed),
+            logits: Vec::new(),
+            order: Vec::new(),
+        })
+    }
+
+    /// Picks the next token; `history` is prompt and answer so far, for the repetition penalty.
+    ///
+    /// Greedy ties go to the lowest id, as in PyTorch on the CPU. NaN logits are never picked.
+    pub fn pick(&mut self, logits: &[f32], history: &[u32]) -> u32 {
+        if self.sampling.repetition_penalty == 1.0 && self.sampling.temperature == 0.0 {
+            return argmax(logits);
+        }
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        self.penalize(history);
+        if self.sampling.temperature == 0.0 {
+            return argmax(&self.logits);
+        }
+        self.draw()
+    }
+
+    fn penalize(&mut self, history: &[u32]) {
+        let penalty = self.sampling.repetition_penalty;
+        if penalty == 1.0 {
+            return;
+        }
+        self.order.clear();
+        self.order.extend_from_slice(history);
+        self.order.sort_unstable();
+        self.order.dedup();
+        for &id in &self.order {
+            if let Some(logit) = self.logits.get_mut(id as usize) {
+                *logit = if *logit < 0.0 {
+                    *logit * penalty
+                } else {
+                    *logit / penalty
+                };
+            }
+        }
+    }
+
+    fn draw(&mut self) -> u32 {
+        let Self {
+            sampling,
+            rng,
+            logits,
+            order,
+        } = self;
+        order.clear();
+        order.extend((0..logits.len() as u32).filter(|&id| !logits[id as usize].is_nan()));
+        let descending = |a: &u32, b: &u32| {
+            let (x, y) = (logits[*a as usize], logits[*b as usize]);
+            y.total_cmp(&x).then(a.cmp(b))
+        };
+        let keep = match sampling.top_k {
+            0 => order.len(),
+            k => k.min(order.len()),
+        };
+        if keep < order.len() {
+            order.select_nth_unstable_by(keep, descending);
+            order.truncate(keep);
+        }
+        order.sort_unstable_by(descending);
+        let Some(&first) = order.first() else {
+            return 0;
+        };
+        let max = logits[first as usize];
+        let weight = |id: u32| f64::from((logits[id as usize] - max) / sampling.temperature).exp();
+        let total: f64 = order.iter().map(|&id| weight(id)).sum();
+        let mut mass = 0.0;
+        let nucleus = order.iter().position(|&id| {
+            mass += weight(id);
+            mass >= f64::from(sampling.top_p) * total
+        });
+        order.truncate(nucleus.map_or(order.len(), |last| last + 1));
+        let uniform = (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        let mut left = uniform * mass;
+        for &id in order.iter() {
+            left -= weight(id);
+            if left < 0.0 {
+                return id;
+            }
+        }
+        order.last().copied().unwrap_or(first)
+    }
+}
+
+/// Index of the largest element, the lowest among equals; NaN is never chosen over a number.
+fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    let mut max = f32::NEG_INFINITY;
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit > max {
+            (best, max) = (id, logit);
+        }
+    }
+    best as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picks(sampling: Sampling, logits: &[f32], n: usize) -> Vec<u32> {
+        let mut sampler = Sampler::new(sampling).expect("valid");
+        (0..n).map(|_| sampler.pick(logits, &[])).collect()
+    }
+
+    #[test]
+    fn greedy_with_ties_and_nan_takes_the_lowest_number() {
+        let logits = [f32::NAN, 1.0, 3.0, 3.0, f32::NEG_INFINITY];
+        assert_eq!(picks(Sampling::default(), &logits, 1), [2]);
+    }
+
+    #[test]
+    fn draw_with_one_candidate_left_is_greedy() {
+        let logits = [0.0, 2.0, 1.0];
+        for (top_k, top_p) in [(1, 1.0), (0, 0.01)] {
+            let sampling = Sampling {
+                temperature: 5.0,
+                top_k,
+                top_p,
+                ..Sampling::default()
+            };
+            assert_eq!(picks(sampling, &logits, 50), [1; 50]);
+        }
+    }
+
+    #[test]
+    fn draw_follows_the_softmax_and_the_seed() {
+        let sampling = Sampling {
+            temperature: 2.0,
+            seed: 7,
+            ..Sampling::default()
+        };
+        let logits = [0.0, 2.0 * 3f32.ln()]; // probabilities 1/4 and 3/4
+        let first = picks(sampling, &logits, 4000);
+        let share = first.iter().filter(|&&id| id == 1).count() as f64 / 4000.0;
+        // Standard error 0.0068: four of them.
+        assert!((share - 0.75).abs() < 0.028, "{share}");
+        assert_eq!(first, picks(sampling, &logits, 4000));
+        assert_ne!(
+            first,
+            picks(
+                Sampling {
+                    seed: 8,
+                    ..sampling
+                },
+                &logits,
+                4000
+            )
+        );
+    }
+
+    #[test]
+    fn repetition_penalty_lowers_positive_and_negative_logits() {
+        let sampling = Sampling {
+            repetition_penalty: 2.0,
+            ..Sampling::default()
+        };
+        let mut sampler = Sampler::new(sampling).expect("valid");
+        assert_eq!(sampler.pick(&[1.5, 2.0], &[1, 1, 9]), 0);
+        assert_eq!(sampler.pick(&[-1.5, -1.0], &[1]), 0);
+    }
+
+    #[test]
+    fn values_outside_their_range_are_refused() {
+        let default = Sampling::default();
+        for sampling in [
+            Sampling {
+                temperature: -1.0,
+                ..default
+            },
+            Sampling {
+                temperature: f32::NAN,
+                ..default
+            },
+            Sampling {
+                top_p: 0.0,
+                ..default
+            },
+            Sampling {
+                top_p: 1.5,
+                ..default
+            },
+            Sampling {
+                repetition_penalty: 0.0,
+                ..default
+            },
+        ] {
+            assert!(matches!(
+                Sampler::new(sampling),
+                Err(Error::Argument { .. })
+            ));
+        }
+    }
+}

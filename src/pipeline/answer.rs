@@ -1,0 +1,104 @@
+//! What a question gives: the object that `run --json` prints.
+
+use serde::Serialize;
+
+use crate::decode::Stop;
+
+/// An answer with everything that a user may want to know of how it came about.
+#[derive(Debug, Clone, Serialize)]
+pub struct Answer {
+    /// The answer, without special tokens.
+    pub text: String,
+    /// Ids of the answer, the closing one included.
+    pub token_ids: Vec<u32>,
+    /// Why the answer ended.
+    pub stop: Stop,
+    /// Which backend ran the model.
+    pub backend: &'static str,
+    /// Precision of the weights, as in the variant's or bundle's name.
+    pub precision: String,
+    /// Tokens of the prompt that reached the decoder, visual ones included.
+    pub prompt_tokens: usize,
+    /// What became of the visual tokens.
+    pub visual_tokens: VisualTokens,
+    /// What speculative decoding did.
+    pub speculation: Speculation,
+    /// Time of each stage.
+    pub timings_ms: Timings,
+    /// Largest resident memory of the process so far, in bytes; 0 where the system does not tell.
+    pub peak_memory_bytes: u64,
+}
+
+/// Visual tokens before and after dropping.
+#[derive(Debug, Clone, Serialize)]
+pub struct VisualTokens {
+    /// Tokens that the vision tower made.
+    pub total: usize,
+    /// Tokens that reached the decoder.
+    pub kept: usize,
+    /// Which ones, ascending.
+    pub indices: Vec<usize>,
+    /// The policy that chose them, if one did.
+    pub pruner: Option<&'static str>,
+}
+
+/// Passes of the decoder and how drafts fared.
+#[derive(Debug, Clone, Serialize)]
+pub struct Speculation {
+    /// The drafter.
+    pub draft: &'static str,
+    /// Passes of the decoder after the prefill.
+    pub steps: usize,
+    /// Draft tokens that were proposed.
+    pub proposed: usize,
+    /// Draft tokens that were accepted.
+    pub accepted: usize,
+}
+
+/// Milliseconds of each stage.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Timings {
+    /// Resizing and normalizing the frame.
+    pub preprocess: f64,
+    /// The vision tower.
+    pub vision: f64,
+    /// Choosing visual tokens.
+    pub prune: f64,
+    /// The prompt, up to the first token.
+    pub prefill: f64,
+    /// All tokens after the first.
+    pub decode: f64,
+    /// From the call to the first token.
+    pub ttft: f64,
+    /// The whole call.
+    pub total: f64,
+}
+
+impl Answer {
+    /// Tokens per second after the first one; `None` if there was only one.
+    pub fn tokens_per_second(&self) -> Option<f64> {
+        let steps = self.token_ids.len().checked_sub(1).filter(|&n| n > 0)?;
+        Some(steps as f64 / (self.timings_ms.decode / 1e3))
+    }
+}
+
+/// Largest resident memory of this process so far (`VmHWM`), in bytes.
+pub(super) fn peak_memory_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .and_then(|rest| rest.trim().strip_suffix("kB"))
+        .and_then(|kib| kib.trim().parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peak_memory_is_told_on_linux() {
+        assert!(peak_memory_bytes() > 1 << 20);
+    }
+}

@@ -1,0 +1,286 @@
+//! Asking a question about a frame.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use super::answer::{Answer, Speculation, Timings, VisualTokens, peak_memory_bytes};
+use super::open::Pipeline;
+use crate::backend::Prefill;
+use crate::decode::{Limits, Sampler, Sampling, SentenceEnd, Stop, generate};
+use crate::error::{Error, Result};
+use crate::preprocess::{Fit, Frame, PixelValues, Tiles};
+use crate::text::ImageSlot;
+
+/// Length of an answer where neither the caller nor the model says.
+const DEFAULT_MAX_TOKENS: usize = 64;
+
+/// When an answer is long enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StopAt {
+    /// When the model closes it.
+    #[default]
+    Eos,
+    /// At the end of its first complete sentence.
+    Sentence,
+}
+
+/// How to ask; [`Ask::default`] is a greedy answer as long as the model says.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ask<'a> {
+    /// How a frame becomes a square.
+    pub fit: Fit,
+    /// Into how many tiles a frame may be split.
+    pub tiles: Tiles,
+    /// Most tokens of the answer, the closing one included.
+    pub max_tokens: Option<usize>,
+    /// When the answer is long enough.
+    pub stop_at: StopAt,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// No pass of the model starts after this instant.
+    pub deadline: Option<Instant>,
+    /// Set by another thread to stop before the next pass.
+    pub cancel: Option<&'a AtomicBool>,
+}
+
+impl Pipeline {
+    /// Answers `question` about `frame`; `on_text` sees the answer as it grows.
+    ///
+    /// The pieces given to `on_text` are whole characters; together they are [`Answer::text`],
+    /// unless [`StopAt::Sentence`] trims an unfinished sentence from its end.
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] if the question is empty or does not fit the context,
+    /// [`Error::Argument`] if a value of `ask` is outside its range, [`Error::Image`] if the frame
+    /// has no usable pixels, and those of the backend.
+    pub fn ask(
+        &mut self,
+        frame: &Frame,
+        question: &str,
+        ask: &Ask<'_>,
+        on_text: &mut dyn FnMut(&str),
+    ) -> Result<Answer> {
+        let start = Instant::now();
+        let mut timings = Timings::default();
+        let mut sampler = Sampler::new(ask.sampling)?;
+
+        let image = self.processor.run(frame, ask.fit, ask.tiles)?;
+        timings.preprocess = ms(start.elapsed());
+        let prompt = self
+            .text
+            .prompt(question, &[slot(&image, self.config.family.tiled)])?;
+        self.check_context(prompt.ids.len())?;
+
+        let vision = Instant::now();
+        let total = self.backend.encode(&image)?;
+        timings.vision = ms(vision.elapsed());
+
+        let prune = Instant::now();
+        let kept = kept_tokens(&image, total);
+        let (ids, positions) = drop_slots(&prompt.ids, self.config.image_token_id, &kept, total)?;
+        timings.prune = ms(prune.elapsed());
+
+        let max_tokens = ask
+            .max_tokens
+            .or(self.config.max_new_tokens)
+            .unwrap_or(DEFAULT_MAX_TOKENS)
+            .min(self.config.max_positions - prompt.ids.len());
+        let limits = Limits {
+            eos: &self.config.eos,
+            max_tokens,
+            deadline: ask.deadline,
+            cancel: ask.cancel,
+        };
+        let prefill = Prefill {
+            ids: &ids,
+            positions: &positions,
+            visual: &kept,
+            image_token: self.config.image_token_id,
+            reserve: max_tokens,
+        };
+        let decoding = Instant::now();
+        let mut stream = self.text.stream();
+        let mut text = String::new();
+        let done = generate(
+            self.backend.as_mut(),
+            &prefill,
+            &mut sampler,
+            &limits,
+            &mut |id| {
+                if timings.ttft == 0.0 {
+                    timings.ttft = ms(start.elapsed());
+                }
+                let Some(piece) = stream.push(id)? else {
+                    return Ok(ControlFlow::Continue(()));
+                };
+                let seen = text.len();
+                text.push_str(&piece);
+                if ask.stop_at == StopAt::Sentence
+                    && let Some(end) = SentenceEnd::first(&text)
+                {
+                    text.truncate(end);
+                    on_text(text.get(seen..).unwrap_or(""));
+                    return Ok(ControlFlow::Break(Stop::Sentence));
+                }
+                on_text(&piece);
+                Ok(ControlFlow::Continue(()))
+            },
+        )?;
+        timings.prefill = ms(done.prefill);
+        timings.decode = ms(done.decode);
+        if timings.ttft == 0.0 && !done.ids.is_empty() {
+            timings.ttft = ms(decoding.duration_since(start) + done.prefill);
+        }
+        if done.stop != Stop::Sentence
+            && let Some(rest) = stream.finish()
+        {
+            on_text(&rest);
+            text.push_str(&rest);
+        }
+        if ask.stop_at == StopAt::Sentence
+            && done.stop == Stop::Length
+            && let Some(end) = SentenceEnd::last(&text)
+        {
+            text.truncate(end);
+        }
+        timings.total = ms(start.elapsed());
+        Ok(Answer {
+            text,
+            token_ids: done.ids,
+            stop: done.stop,
+            backend: self.backend_name(),
+            precision: self.precision().to_owned(),
+            prompt_tokens: ids.len(),
+            visual_tokens: VisualTokens {
+                total,
+                kept: kept.len(),
+                indices: kept,
+                pruner: None,
+            },
+            speculation: Speculation {
+                draft: "off",
+                steps: done.steps,
+                proposed: 0,
+                accepted: 0,
+            },
+            timings_ms: timings,
+            peak_memory_bytes: peak_memory_bytes(),
+        })
+    }
+
+    fn check_context(&self, n_tokens: usize) -> Result<()> {
+        let limit = self.config.max_positions;
+        if n_tokens < limit {
+            return Ok(());
+        }
+        Err(Error::Prompt {
+            reason: format!(
+                "{n_tokens} tokens with the image, the model has {limit} positions for prompt and answer"
+            ),
+        })
+    }
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+fn slot(image: &PixelValues, tiled: bool) -> ImageSlot {
+    match image.grid {
+        Some((rows, cols)) if tiled => ImageSlot::Tiled { rows, cols },
+        _ => ImageSlot::Single,
+    }
+}
+
+/// Visual tokens that see at least one pixel of the frame: padding is dropped before prefill.
+///
+/// Only single square grids are looked at; tiled families mask their padding themselves.
+fn kept_tokens(image: &PixelValues, total: usize) -> Vec<usize> {
+    let side = total.isqrt();
+    let size = image.pixels.shape().last().copied().unwrap_or(0);
+    let [x0, y0, x1, y1] = image.content;
+    let whole = [x0, y0, x1, y1] == [0, 0, size, size];
+    if whole || image.mask.is_some() || side * side != total || !size.is_multiple_of(side) {
+        return (0..total).collect();
+    }
+    let cell = size / side;
+    let sees = |token: usize| {
+        let (x, y) = (token % side * cell, token / side * cell);
+        x < x1 && x + cell > x0 && y < y1 && y + cell > y0
+    };
+    (0..total).filter(|&token| sees(token)).collect()
+}
+
+/// Ids and positions without the slots of visual tokens that were dropped.
+fn drop_slots(
+    ids: &[u32],
+    image_token: u32,
+    kept: &[usize],
+    total: usize,
+) -> Result<(Vec<u32>, Vec<u32>)> {
+    let slots = ids.iter().filter(|&&id| id == image_token).count();
+    if slots != total {
+        return Err(Error::Shape {
+            name: "image_features".to_owned(),
+            expected: format!("{slots} visual tokens, as the prompt has slots"),
+            actual: total.to_string(),
+        });
+    }
+    let mut slot = 0;
+    let mut kept = kept.iter().peekable();
+    let stays = |&(_, id): &(u32, u32)| {
+        if id != image_token {
+            return true;
+        }
+        slot += 1;
+        kept.next_if(|&&token| token == slot - 1).is_some()
+    };
+    let (positions, ids) = (0u32..).zip(ids.iter().copied()).filter(stays).unzip();
+    Ok((ids, positions))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Tensor;
+
+    fn image(content: [usize; 4]) -> PixelValues {
+        let pixels = Tensor::new("pixels", [1, 3, 8, 8], vec![0.0; 192]).expect("shape");
+        PixelValues {
+            pixels,
+            mask: None,
+            grid: None,
+            content,
+            notes: Default::default(),
+        }
+    }
+
+    #[test]
+    fn kept_tokens_see_at_least_one_pixel_of_the_frame() {
+        let cases: [([usize; 4], &[usize]); 3] = [
+            (
+                [0, 0, 8, 8],
+                &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
+            ),
+            ([0, 2, 8, 5], &[4, 5, 6, 7, 8, 9, 10, 11]),
+            ([3, 0, 4, 8], &[1, 5, 9, 13]),
+        ];
+        for (content, kept) in cases {
+            assert_eq!(kept_tokens(&image(content), 16), kept, "{content:?}");
+        }
+    }
+
+    #[test]
+    fn drop_slots_keeps_original_positions() {
+        let (ids, positions) = drop_slots(&[5, 9, 9, 9, 6], 9, &[1], 3).expect("slots");
+        assert_eq!(
+            (ids.as_slice(), positions.as_slice()),
+            ([5, 9, 6].as_slice(), [0, 2, 4].as_slice())
+        );
+        assert!(matches!(
+            drop_slots(&[5, 9], 9, &[0], 2),
+            Err(Error::Shape { .. })
+        ));
+    }
+}

@@ -1,0 +1,14 @@
+//! From a frame and a question to an answer: the only place that names all stages.
+//!
+//! ```text
+//! image ─► preprocess ─► vision ─► prune ─┐
+//! question ─► text ───────────────────────┴─► prefill ─► decode ─► detokenize ─► answer
+//! ```
+
+mod answer;
+mod ask;
+mod open;
+
+pub use answer::{Answer, Speculation, Timings, VisualTokens};
+pub use ask::{Ask, StopAt};
+pub use open::{Pipeline, Source};

@@ -1,0 +1,129 @@
+//! Opening a model.
+
+use std::path::Path;
+
+use crate::backend::{Backend, CpuBackend};
+use crate::bundle::{Bundle, Target};
+use crate::error::{Error, Result};
+use crate::model::{Model, ModelConfig, ModelFiles};
+use crate::preprocess::Processor;
+use crate::text::Text;
+
+/// A model in memory, ready for questions.
+///
+/// One pipeline answers one question at a time; open several for several threads.
+pub struct Pipeline {
+    pub(super) config: ModelConfig,
+    pub(super) processor: Processor,
+    pub(super) text: Text,
+    pub(super) backend: Box<dyn Backend>,
+    backend_name: &'static str,
+    precision: String,
+}
+
+/// What a path holds.
+pub enum Source {
+    /// A model folder in the hub's layout, with the chosen files.
+    Folder(Model),
+    /// A bundle whose files were verified.
+    Bundle(Bundle),
+}
+
+impl Source {
+    /// Reads the description of a model folder or bundle; `variant` chooses files of a folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Malformed`] or [`Error::Mismatch`] naming the file.
+    pub fn read(path: &Path, variant: Option<&str>) -> Result<Self> {
+        if !Bundle::is_bundle(path) {
+            return Ok(Self::Folder(Model::load(path, variant)?));
+        }
+        if variant.is_some() {
+            return Err(Error::Argument {
+                name: "variant",
+                reason: format!("{} is a bundle, which has one", path.display()),
+            });
+        }
+        Ok(Self::Bundle(Bundle::open(path)?))
+    }
+}
+
+impl Pipeline {
+    /// Opens a model folder or a CPU bundle on the CPU engine.
+    ///
+    /// # Errors
+    /// As [`Source::read`]; [`Error::Unavailable`] if a bundle has no graphs for the CPU;
+    /// [`Error::Shape`] or [`Error::Cpu`] if the graphs are not the family's.
+    pub fn open(path: &Path, variant: Option<&str>) -> Result<Self> {
+        let (model, precision) = match Source::read(path, variant)? {
+            Source::Folder(model) => {
+                let variant = model.files.variant.clone();
+                (model, variant)
+            }
+            Source::Bundle(bundle) => cpu_model(&bundle)?,
+        };
+        let dir = &model.dir;
+        Ok(Self {
+            processor: Processor::load(dir)?,
+            text: Text::load(dir, &model.config)?,
+            backend: Box::new(CpuBackend::load(&model)?),
+            backend_name: "cpu",
+            precision,
+            config: model.config,
+        })
+    }
+
+    /// What is known of the model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Name of the backend that answers.
+    pub fn backend_name(&self) -> &'static str {
+        self.backend_name
+    }
+
+    /// Precision of the weights.
+    pub fn precision(&self) -> &str {
+        &self.precision
+    }
+}
+
+/// The CPU graphs of a bundle, described as if they were a model folder.
+fn cpu_model(bundle: &Bundle) -> Result<(Model, String)> {
+    let manifest = bundle.manifest();
+    let set = manifest.engine_set(Target::Cpu).ok_or_else(|| {
+        let targets: Vec<String> = manifest
+            .engines
+            .iter()
+            .map(|set| set.target.to_string())
+            .collect();
+        Error::Unavailable {
+            what: format!("an engine for the CPU in {}", bundle.dir().display()),
+            reason: format!(
+                "it was built for {}; build with `--target cpu` or run the model folder",
+                targets.join(", ")
+            ),
+        }
+    })?;
+    let file = |name: &str| {
+        let component = set.component(name);
+        component.and_then(|c| bundle.file(&c.file)).ok_or_else(|| {
+            Error::malformed(
+                bundle.dir(),
+                format!("its manifest names no {name} graph for the CPU"),
+            )
+        })
+    };
+    let model = Model {
+        config: ModelConfig::load(bundle.dir())?,
+        files: ModelFiles {
+            variant: manifest.model.variant.clone(),
+            vision: file("vision")?,
+            embed: file("embed")?,
+            decoder: file("decoder")?,
+        },
+        dir: bundle.dir().to_path_buf(),
+    };
+    Ok((model, manifest.precision.to_string()))
+}

@@ -1,0 +1,154 @@
+//! RGB frames, from files and from cameras.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use super::decode::decode;
+use crate::error::{Error, Result};
+use crate::limits;
+
+/// An RGB8 image in host memory, rows top to bottom, without gaps.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Frame {
+    name: String,
+    width: usize,
+    height: usize,
+    rgb: Vec<u8>,
+}
+
+impl Frame {
+    /// Wraps `rgb`, `[height, width, 3]`; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// [`Error::Image`] if a side is zero or `rgb` has another length, [`Error::TooLarge`] above
+    /// [`limits::IMAGE_SIDE`] or [`limits::IMAGE_PIXELS`].
+    pub fn new(name: impl Into<String>, width: usize, height: usize, rgb: Vec<u8>) -> Result<Self> {
+        let name = name.into();
+        check_size(&name, width as u64, height as u64)?;
+        if rgb.len() != width * height * 3 {
+            return Err(Error::Image {
+                reason: format!("{width}x{height} RGB in {} bytes", rgb.len()),
+                name,
+            });
+        }
+        Ok(Self {
+            name,
+            width,
+            height,
+            rgb,
+        })
+    }
+
+    /// Reads an image file: PNG, JPEG, BMP, GIF, PNM, TIFF or WebP, told apart by content.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, else as [`Frame::decode`].
+    pub fn load(path: &Path) -> Result<Self> {
+        let mut bytes = Vec::new();
+        File::open(path)
+            .and_then(|file| {
+                file.take(limits::IMAGE_FILE_BYTES + 1)
+                    .read_to_end(&mut bytes)
+            })
+            .map_err(Error::io(path))?;
+        Self::decode(&path.display().to_string(), &bytes)
+    }
+
+    /// Decodes an image file's bytes; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// [`Error::Image`] if the bytes are no image, are cut short, or the image has no pixels,
+    /// [`Error::TooLarge`] if the header announces more than [`limits`] allows.
+    pub fn decode(name: &str, bytes: &[u8]) -> Result<Self> {
+        let (width, height, rgb) = decode(name, bytes)?;
+        Self::new(name, width, height, rgb)
+    }
+
+    /// What errors call this frame: its file, or the name that the caller gave.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Width in pixels.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Height in pixels.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// The pixels, `[height, width, 3]`.
+    pub fn rgb(&self) -> &[u8] {
+        &self.rgb
+    }
+}
+
+impl std::fmt::Debug for Frame {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Frame({}, {}x{})", self.name, self.width, self.height)
+    }
+}
+
+/// Refuses an image without pixels, or with too many.
+pub(super) fn check_size(name: &str, width: u64, height: u64) -> Result<()> {
+    if width == 0 || height == 0 {
+        return Err(Error::Image {
+            name: name.to_owned(),
+            reason: format!("{width}x{height} has no pixels"),
+        });
+    }
+    let too_large = |what: &str, actual, limit| Error::TooLarge {
+        what: format!("{what} of image {name} ({width}x{height})"),
+        actual,
+        limit,
+    };
+    let side = width.max(height);
+    if side > u64::from(limits::IMAGE_SIDE) {
+        return Err(too_large("longer side", side, limits::IMAGE_SIDE.into()));
+    }
+    if width * height > limits::IMAGE_PIXELS {
+        return Err(too_large(
+            "number of pixels",
+            width * height,
+            limits::IMAGE_PIXELS,
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frame_of_wrong_length_or_size_is_refused() {
+        assert!(Frame::new("f", 2, 3, vec![0; 18]).is_ok());
+        for (w, h, n) in [(2, 3, 17), (2, 3, 19), (0, 3, 0), (3, 0, 0)] {
+            let error = Frame::new("cam", w, h, vec![0; n]).unwrap_err();
+            assert!(matches!(error, Error::Image { .. }), "{w}x{h}: {error}");
+            assert!(error.to_string().contains("cam"));
+        }
+        for (w, h) in [
+            (60_000, 1),
+            (1, 60_000),
+            (usize::MAX, usize::MAX),
+            (30_000, 30_000),
+        ] {
+            let error = Frame::new("cam", w, h, Vec::new()).unwrap_err();
+            assert!(matches!(error, Error::TooLarge { .. }), "{w}x{h}: {error}");
+        }
+    }
+
+    #[test]
+    fn load_of_a_missing_file_or_a_folder_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in [dir.path().join("none.png"), dir.path().to_owned()] {
+            let error = Frame::load(&path).unwrap_err();
+            assert!(matches!(error, Error::Io { .. }), "{error}");
+            assert!(error.to_string().contains(path.to_str().unwrap()));
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! From a frame to pixel values, as a model folder's configuration says.
+
+use std::ops::Range;
+use std::path::Path;
+
+use super::config::{Config, Kind, Resize};
+use super::filter::Axis;
+use super::frame::Frame;
+use super::geometry::{self, Crop, Size};
+use super::resample::{Canvas, resample};
+use crate::error::{Error, Result};
+use crate::limits;
+use crate::tensor::Tensor;
+
+/// How a frame is brought to the encoder's shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fit {
+    /// As the configuration says: `image_aspect_ratio: pad` of `config.json`, else the
+    /// processor's own resize and centre crop.
+    #[default]
+    Processor,
+    /// Never crops: pads to a square in the colour of the mean, then resizes.
+    Pad,
+    /// Never crops: resizes to the encoder's square whatever the aspect. A tiled processor does
+    /// nothing else on its own, so there it is the same as [`Fit::Processor`].
+    Stretch,
+}
+
+/// How many images a tiled processor makes of a frame. Others always make one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tiles {
+    /// As many as the configuration says.
+    #[default]
+    Auto,
+    /// At most so many, the global image included.
+    ///
+    /// `1` is the global image alone, the processor's `do_image_splitting: false`; only a frame
+    /// that has the encoder's size already is taken as it is, where the reference would enlarge
+    /// it first. Above that, if the configured size makes too many tiles, `size.longest_edge` is
+    /// lowered to the largest multiple of the tile side that does not; if none does, the frame
+    /// is not split.
+    Count(usize),
+}
+
+/// What a caller may want to tell its user.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Notes {
+    /// Share of the frame's area that was cropped away, 0 to 1.
+    pub cropped_share: f64,
+}
+
+/// A frame as a vision encoder takes it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PixelValues {
+    /// `[n, 3, s, s]`: tiles row by row, the global image last.
+    pub pixels: Tensor<f32>,
+    /// `[n, s, s]`, 1 = image, 0 = padding of a batch; only if the processor makes one.
+    pub mask: Option<Tensor<u8>>,
+    /// Rows and columns of tiles before the global image; `None` if there is one image only.
+    pub grid: Option<(usize, usize)>,
+    /// Left, top, right and bottom of the frame's own pixels, the rest being padding: in the
+    /// image, or with a grid in the `rows * s` by `columns * s` picture that was cut into tiles.
+    pub content: [usize; 4],
+    /// What was lost.
+    pub notes: Notes,
+}
+
+impl PixelValues {
+    /// Side of every image, in pixels.
+    pub fn side(&self) -> usize {
+        self.pixels.shape()[3]
+    }
+
+    /// [`content`](Self::content) in image `index` itself; four zeros if that is all padding.
+    pub fn content_of(&self, index: usize) -> [usize; 4] {
+        let side = self.side();
+        let [left, top, right, bottom] = self.content;
+        let Some((rows, columns)) = self.grid else {
+            return self.content;
+        };
+        let (x, y) = if index >= rows * columns {
+            (
+                geometry::scale_range(left..right, columns * side, side),
+                geometry::scale_range(top..bottom, rows * side, side),
+            )
+        } else {
+            let (x, y) = (index % columns * side, index / columns * side);
+            (
+                window(&(left..right), x, side),
+                window(&(top..bottom), y, side),
+            )
+        };
+        if x.is_empty() || y.is_empty() {
+            return [0; 4];
+        }
+        [x.start, y.start, x.end, y.end]
+    }
+}
+
+/// The part of `range` that lies in `at..at + len`, counted from `at`.
+fn window(range: &Range<usize>, at: usize, len: usize) -> Range<usize> {
+    range.start.clamp(at, at + len) - at..range.end.clamp(at, at + len) - at
+}
+
+/// The image processor of one model folder.
+#[derive(Debug, Clone)]
+pub struct Processor {
+    config: Config,
+}
+
+impl Processor {
+    /// Reads `preprocessor_config.json` of the model folder `dir` (or the `image_processor` in
+    /// `processor_config.json`, which wins), and `image_aspect_ratio` of its `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if there is no such file, [`Error::Malformed`] if an entry is missing, is out
+    /// of range, or names a processor or filter that is not supported.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let config = Config::load(dir)?;
+        Ok(Self { config })
+    }
+
+    /// Side of the images that this processor makes, in pixels.
+    pub fn side(&self) -> usize {
+        match self.config.kind {
+            Kind::Crop { side, .. } | Kind::Tiled { side, .. } => side,
+        }
+    }
+
+    /// Whether it cuts a frame into tiles.
+    pub fn is_tiled(&self) -> bool {
+        matches!(self.config.kind, Kind::Tiled { .. })
+    }
+
+    /// Makes pixel values of `frame`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if no tiles are asked for, [`Error::TooLarge`] if they would be more
+    /// than [`limits::TILES`], or an image on the way larger than [`limits::IMAGE_PIXELS`].
+    pub fn run(&self, frame: &Frame, fit: Fit, tiles: Tiles) -> Result<PixelValues> {
+        if tiles == Tiles::Count(0) {
+            return Err(Error::Argument {
+                name: "tiles",
+                reason: "at least 1 is needed".to_owned(),
+            });
+        }
+        match self.config.kind {
+            Kind::Crop { .. } => self.run_crop(frame, fit),
+            Kind::Tiled { .. } => self.run_tiled(frame, fit, tiles),
+        }
+    }
+
+    fn canvas<'a>(&self, frame: &'a Frame, pad: bool) -> Canvas<'a> {
+        let (rgb, width, height) = (frame.rgb(), frame.width(), frame.height());
+        match pad {
+            true => Canvas::square(rgb, width, height, self.config.fill),
+            false => Canvas::new(rgb, width, height),
+        }
+    }
+
+    fn axis(&self, from: usize, to: usize, window: Range<usize>) -> Axis {
+        Axis::new(self.config.filter, from, to, window)
+    }
+}
+
+/// The size that `resize` makes of `size`.
+fn resized(size: Size, resize: Option<Resize>) -> Size {
+    match resize {
+        None => size,
+        Some(Resize::ShortestEdge(edge)) => geometry::shortest_edge(size, edge),
+        Some(Resize::LongestEdge(edge)) => geometry::longest_edge(size, edge),
+        Some(Resize::Exact(width, height)) => (width, height),
+    }
+}
+
+/// One image, resized and cropped.
+impl Processor {
+    fn run_crop(&self, frame: &Frame, fit: Fit) -> Result<PixelValues> {
+        let Kind::Crop {
+            pad,
+            resize,
+            crop,
+            side,
+        } = self.config.kind
+        else {
+            return Err(self.not_this_kind());
+        };
+        let canvas = self.canvas(frame, fit == Fit::Pad || (fit == Fit::Processor && pad));
+        let full = match fit {
+            Fit::Processor => resized(canvas.size, resize),
+            Fit::Pad | Fit::Stretch => (side, side),
+        };
+        debug_assert!(crop || full == (side, side));
+        let x = geometry::center_crop(full.0, side);
+        let y = geometry::center_crop(full.1, side);
+        let mut data = vec![0f32; 3 * side * side];
+        if x.kept.len() < side || y.kept.len() < side {
+            let black = self.config.levels.black();
+            for (plane, black) in data.chunks_exact_mut(side * side).zip(black) {
+                plane.fill(black);
+            }
+        }
+        let columns = self.axis(canvas.size.0, full.0, x.kept.clone());
+        let rows = self.axis(canvas.size.1, full.1, y.kept.clone());
+        resample(&canvas, &columns, &rows, |i, row| {
+            self.write_row(row, &mut data, (x.at, y.at + i), side);
+        });
+        let content = |crop: &Crop, offset: usize, len: usize, from: usize, to: usize| {
+            let range = geometry::scale_range(offset..offset + len, from, to);
+            let visible = window(&range, crop.kept.start, crop.kept.len());
+            let share = visible.len() as f64 / range.len() as f64;
+            (visible.start + crop.at, visible.end + crop.at, share)
+        };
+        let (left, right, across) =
+            content(&x, canvas.offset.0, canvas.width, canvas.size.0, full.0);
+        let (top, bottom, down) =
+            content(&y, canvas.offset.1, canvas.height, canvas.size.1, full.1);
+        Ok(PixelValues {
+            pixels: Tensor::new("pixel_values", [1, 3, side, side], data)?,
+            mask: None,
+            grid: None,
+            content: [left, top, right, bottom],
+            notes: Notes {
+                cropped_share: 1.0 - across * down,
+            },
+        })
+    }
+
+    /// Writes pixels as floats into the three planes of one image, from `at` (x, y) on.
+    fn write_row(&self, row: &[u8], image: &mut [f32], at: (usize, usize), side: usize) {
+        let (red, rest) = image.split_at_mut(side * side);
+        let (green, blue) = rest.split_at_mut(side * side);
+        let first = at.1 * side + at.0;
+        let cells = first..first + row.len() / 3;
+        let planes = [red, green, blue].map(|plane| &mut plane[cells.clone()]);
+        self.config.levels.split(row, planes);
+    }
+
+    fn not_this_kind(&self) -> Error {
+        Error::malformed(&self.config.path, "describes another kind of processor")
+    }
+}
+
+/// Tiles and a global image.
+impl Processor {
+    fn run_tiled(&self, frame: &Frame, fit: Fit, tiles: Tiles) -> Result<PixelValues> {
+        let Kind::Tiled {
+            resize,
+            split,
+            mask,
+            side,
+        } = self.config.kind
+        else {
+            return Err(self.not_this_kind());
+        };
+        let canvas = self.canvas(frame, fit == Fit::Pad);
+        let plan = Plan::new(canvas.size, resize, split, side, tiles);
+        let n = plan.n_tiles();
+        check(frame, "tiles", n as u64, limits::TILES as u64)?;
+        check(
+            frame,
+            "pixels of all tiles",
+            (n * side * side) as u64,
+            limits::IMAGE_PIXELS,
+        )?;
+        let (width, height) = plan.first;
+        check(
+            frame,
+            "pixels after resizing",
+            width as u64 * height as u64,
+            limits::IMAGE_PIXELS,
+        )?;
+
+        let mut data = vec![0f32; n * 3 * side * side];
+        let image_len = 3 * side * side;
+        let first = self.resize(&canvas, plan.first);
+        let first = Canvas::new(&first, width, height);
+        let (rows, columns) = plan.grid;
+        let cut = (columns * side, rows * side);
+        if n == 1 {
+            self.resize_into(&first, &mut data, side);
+        } else {
+            let cut_rgb = self.resize(&first, cut);
+            for (y, row) in cut_rgb.chunks_exact(cut.0 * 3).enumerate() {
+                for (x, part) in row.chunks_exact(side * 3).enumerate() {
+                    let image = &mut data[(y / side * columns + x) * image_len..][..image_len];
+                    self.write_row(part, image, (0, y % side), side);
+                }
+            }
+            let global = &mut data[(n - 1) * image_len..];
+            self.resize_into(&Canvas::new(&cut_rgb, cut.0, cut.1), global, side);
+        }
+        let (left, top) = canvas.offset;
+        let x = geometry::scale_range(left..left + canvas.width, canvas.size.0, cut.0);
+        let y = geometry::scale_range(top..top + canvas.height, canvas.size.1, cut.1);
+        let mask = mask.then(|| vec![1u8; n * side * side]);
+        let mask = mask.map(|m| Tensor::new("pixel_attention_mask", [n, side, side], m));
+        Ok(PixelValues {
+            pixels: Tensor::new("pixel_values", [n, 3, side, side], data)?,
+            mask: mask.transpose()?,
+            grid: (n > 1).then_some(plan.grid),
+            content: [x.start, y.start, x.end, y.end],
+            notes: Notes::default(),
+        })
+    }
+
+    /// `canvas` as an image of its own of size `to`.
+    fn resize(&self, canvas: &Canvas<'_>, to: Size) -> Vec<u8> {
+        let columns = self.axis(canvas.size.0, to.0, 0..to.0);
+        let rows = self.axis(canvas.size.1, to.1, 0..to.1);
+        let mut rgb = Vec::with_capacity(to.0 * to.1 * 3);
+        resample(canvas, &columns, &rows, |_, row| rgb.extend_from_slice(row));
+        rgb
+    }
+
+    /// `canvas` as the floats of one square image.
+    fn resize_into(&self, canvas: &Canvas<'_>, image: &mut [f32], side: usize) {
+        let columns = self.axis(canvas.size.0, side, 0..side);
+        let rows = self.axis(canvas.size.1, side, 0..side);
+        resample(canvas, &columns, &rows, |y, row| {
+            self.write_row(row, image, (0, y), side);
+        });
+    }
+}
+
+fn check(frame: &Frame, what: &str, actual: u64, limit: u64) -> Result<()> {
+    if actual <= limit {
+        return Ok(());
+    }
+    Err(Error::TooLarge {
+        what: format!("number of {what} of image {}", frame.name()),
+        actual,
+        limit,
+    })
+}
+
+/// What a tiled processor makes of one size.
+#[derive(Debug, PartialEq, Eq)]
+struct Plan {
+    /// Size after the first resize.
+    first: Size,
+    /// Rows and columns of tiles; one of each if the frame is not split.
+    grid: (usize, usize),
+}
+
+impl Plan {
+    fn new(size: Size, resize: Option<Resize>, split: bool, side: usize, tiles: Tiles) -> Self {
+        let split_from = |first| Self {
+            first,
+            grid: geometry::grid(first, side),
+        };
+        let first = resized(size, resize);
+        let mut whole = Self {
+            first,
+            grid: (1, 1),
+        };
+        let most = match tiles {
+            Tiles::Auto if !split => return whole,
+            Tiles::Auto => return split_from(first),
+            Tiles::Count(n) => n,
+        };
+        if split && most > 1 {
+            let lower = (2..first.0.max(first.1).div_ceil(side)).rev();
+            let lower = lower.map(|n| geometry::longest_edge(size, n * side));
+            let mut plans = std::iter::once(first).chain(lower).map(split_from);
+            if let Some(plan) = plans.find(|plan| plan.n_tiles() <= most) {
+                return plan;
+            }
+        }
+        if size == (side, side) {
+            whole.first = size;
+        }
+        whole
+    }
+
+    fn n_tiles(&self) -> usize {
+        match self.grid {
+            (1, 1) => 1,
+            (rows, columns) => rows * columns + 1,
+        }
+    }
+}
