@@ -6,12 +6,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::digest::{FileDigest, is_sha256};
 use super::layout::{MANIFEST, MANIFEST_DIGEST, check_name};
 use super::target::{Engine, Target};
+use crate::digest::{FileDigest, is_sha256};
 use crate::error::{Error, Result};
 use crate::limits;
-use crate::onnx::{Dim, ValueType};
 
 /// Version of the manifest's form. A reader takes its own version only.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -211,19 +210,24 @@ impl fmt::Display for Extent {
     }
 }
 
-impl From<&ValueType> for TensorInfo {
-    fn from(value: &ValueType) -> Self {
-        let extent = |dim: &Dim| match dim {
-            Dim::Fixed(n) => Extent::Fixed(*n as u64),
-            other => Extent::Named(other.to_string()),
-        };
-        let dims = value.dims.as_deref().unwrap_or_default();
+impl From<&str> for Extent {
+    fn from(text: &str) -> Self {
+        text.parse()
+            .map_or_else(|_| Self::Named(text.to_owned()), Self::Fixed)
+    }
+}
+
+impl TensorInfo {
+    /// Describes a tensor; a dimension is a number's digits, a name, or `?`.
+    pub fn new<D: AsRef<str>>(
+        name: &str,
+        dtype: impl fmt::Display,
+        shape: impl IntoIterator<Item = D>,
+    ) -> Self {
         Self {
-            name: value.name.clone(),
-            dtype: value
-                .dtype
-                .map_or_else(|| "?".to_owned(), |d| d.to_string()),
-            shape: dims.iter().map(extent).collect(),
+            name: name.to_owned(),
+            dtype: dtype.to_string(),
+            shape: shape.into_iter().map(|d| d.as_ref().into()).collect(),
         }
     }
 }

@@ -13,7 +13,6 @@
 //! [`Bundle::open`] verifies every byte before anybody else reads one. Nothing is written into a
 //! bundle after it was built.
 
-mod digest;
 mod layout;
 mod manifest;
 mod reader;
@@ -21,7 +20,7 @@ mod swap;
 mod target;
 mod writer;
 
-pub use digest::{FileDigest, sha256_file};
+pub use crate::digest::{FileDigest, sha256_file};
 pub use layout::{MANIFEST, MANIFEST_DIGEST};
 pub use manifest::{
     Buckets, Component, EngineSet, Extent, Manifest, ModelInfo, Part, Precision, Profile,

@@ -5,10 +5,10 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::digest::{is_sha256, sha256_all, sha256_bytes};
 use super::layout::{MANIFEST, MANIFEST_DIGEST, list};
 use super::manifest::{EngineSet, Manifest};
 use super::target::{Engine, Target};
+use crate::digest::{is_sha256, sha256_all, sha256_bytes};
 use crate::error::{Error, Result};
 use crate::limits;
 

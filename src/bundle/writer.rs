@@ -7,11 +7,11 @@ use std::sync::{Mutex, PoisonError};
 
 use tempfile::TempDir;
 
-use super::digest::{sha256_all, sha256_bytes};
 use super::layout::{MANIFEST, MANIFEST_DIGEST, check_name, list};
 use super::manifest::{Manifest, SCHEMA_VERSION};
 use super::reader::Bundle;
 use super::swap::{check_replaceable, clean_up, install, make_temp, parent};
+use crate::digest::{sha256_all, sha256_bytes};
 use crate::error::{Error, Result};
 use crate::limits;
 

@@ -1,4 +1,4 @@
-//! SHA-256 of files, streamed.
+//! SHA-256 of files, streamed: what bundles and downloads are verified with.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -67,17 +67,17 @@ pub fn sha256_file(path: &Path, mut progress: impl FnMut(u64)) -> Result<FileDig
 }
 
 /// SHA-256 of bytes in memory, in hexadecimal.
-pub(super) fn sha256_bytes(bytes: &[u8]) -> String {
+pub(crate) fn sha256_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
 /// True for 64 lower-case hexadecimal digits.
-pub(super) fn is_sha256(text: &str) -> bool {
+pub(crate) fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Digests of the files `names` under `dir`, in that order, computed on several cores.
-pub(super) fn sha256_all(
+pub(crate) fn sha256_all(
     dir: &Path,
     names: &[&str],
     progress: &(dyn Fn(u64) + Sync),
