@@ -8,6 +8,8 @@ pub mod bundle;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod decode;
 pub mod error;
 pub mod limits;
@@ -17,5 +19,7 @@ pub mod pipeline;
 pub mod preprocess;
 pub mod tensor;
 pub mod text;
+#[cfg(feature = "tensorrt")]
+pub mod trt;
 
 pub use error::{Error, Result};

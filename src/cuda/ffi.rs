@@ -1,0 +1,111 @@
+//! Calls into the CUDA driver and NVRTC (an unsafe fence: see `tests/fences.rs`).
+//!
+//! cudarc panics when it calls into a library that is not there, so every function below
+//! [`driver_is_present`] asks that first.
+#![allow(unsafe_code)]
+
+use std::ffi::c_int;
+use std::path::Path;
+
+use cudarc::driver::{DriverError, result, sys};
+
+use crate::error::{Error, Result};
+
+/// What one device says of itself.
+pub(super) struct Device {
+    pub name: String,
+    pub capability: (u32, u32),
+    pub memory_bytes: u64,
+}
+
+/// Whether the driver library can be opened.
+pub(super) fn driver_is_present() -> bool {
+    // SAFETY: opens libcuda by its own names, whose initialisers are NVIDIA's, as any program
+    // that is linked with it does.
+    unsafe { sys::is_culib_present() }
+}
+
+fn require_driver(call: &'static str) -> Result<()> {
+    if driver_is_present() {
+        return Ok(());
+    }
+    Err(Error::Cuda {
+        call,
+        message: "the driver library is not there".to_owned(),
+    })
+}
+
+/// Initialises the driver.
+pub(super) fn init() -> Result<()> {
+    require_driver("cuInit")?;
+    result::init().map_err(|e| driver_error("cuInit", e))
+}
+
+/// Newest CUDA version that the driver serves, as `major * 1000 + minor * 10`.
+pub(super) fn driver_version() -> Result<u32> {
+    require_driver("cuDriverGetVersion")?;
+    let mut version: c_int = 0;
+    // SAFETY: the library is there, and the call writes one int through a live reference.
+    unsafe { sys::cuDriverGetVersion(&mut version) }
+        .result()
+        .map_err(|e| driver_error("cuDriverGetVersion", e))?;
+    Ok(version.unsigned_abs())
+}
+
+/// Number of devices; [`init`] comes first.
+pub(super) fn n_devices() -> Result<i32> {
+    require_driver("cuDeviceGetCount")?;
+    result::device::get_count().map_err(|e| driver_error("cuDeviceGetCount", e))
+}
+
+/// What device `index` says of itself; [`init`] comes first.
+pub(super) fn device(index: i32) -> Result<Device> {
+    use sys::CUdevice_attribute::{
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+    };
+    require_driver("cuDeviceGet")?;
+    let device = result::device::get(index).map_err(|e| driver_error("cuDeviceGet", e))?;
+    let attribute = |which| {
+        // SAFETY: `device` was returned by cuDeviceGet above.
+        unsafe { result::device::get_attribute(device, which) }
+            .map(i32::unsigned_abs)
+            .map_err(|e| driver_error("cuDeviceGetAttribute", e))
+    };
+    // SAFETY: `device` was returned by cuDeviceGet above.
+    let memory = unsafe { result::device::total_mem(device) };
+    Ok(Device {
+        name: result::device::get_name(device).map_err(|e| driver_error("cuDeviceGetName", e))?,
+        capability: (attribute(MAJOR)?, attribute(MINOR)?),
+        memory_bytes: memory.map_err(|e| driver_error("cuDeviceTotalMem", e))? as u64,
+    })
+}
+
+fn driver_error(call: &'static str, error: DriverError) -> Error {
+    // The text of a code comes from the library too, which is there when a code is.
+    let name = error
+        .error_name()
+        .map(|name| name.to_string_lossy().into_owned());
+    Error::Cuda {
+        call,
+        message: name.unwrap_or_else(|_| format!("{:?}", error.0)),
+    }
+}
+
+/// Version of the NVRTC library `path`; the error is the loader's text. The library stays open
+/// only for the call.
+pub(super) fn nvrtc_version(path: &Path) -> std::result::Result<(u32, u32), String> {
+    type NvrtcVersion = unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int;
+    // SAFETY: a library of this name is NVRTC, whose initialisers any program linked with it runs.
+    let library = unsafe { libloading::Library::new(path) }.map_err(|e| e.to_string())?;
+    // SAFETY: `nvrtcVersion(int*, int*)` has had this signature since CUDA 7.
+    let call = unsafe { library.get::<NvrtcVersion>(c"nvrtcVersion") };
+    let call = call.map_err(|e| e.to_string())?;
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: the call writes two ints through live references, and the library is still open.
+    let status = unsafe { call(&mut major, &mut minor) };
+    match status {
+        0 => Ok((major.unsigned_abs(), minor.unsigned_abs())),
+        status => Err(format!("nvrtcVersion returned {status}")),
+    }
+}
