@@ -11,6 +11,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod decode;
+pub mod digest;
 pub mod error;
 pub mod limits;
 pub mod model;
