@@ -9,7 +9,9 @@ use std::fmt;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 use serde_json::Value;
 
 use crate::limits;
@@ -75,10 +77,11 @@ pub(super) fn check(path: &Path, bytes: &[u8]) -> Result<Vec<AddedHead>> {
             "the model is {kind:?}, only \"BPE\" is supported"
         )));
     }
-    let n_words = model.vocab.count + head.added_tokens.len();
+    // The ids of a vocabulary are as many as it has words, unless it has gaps.
+    let n_words = (model.vocab.largest + 1).max(model.vocab.count + head.added_tokens.len());
     if n_words > limits::VOCABULARY {
         return Err(Error::TooLarge {
-            what: format!("{}: number of tokens", path.display()),
+            what: format!("{}: number of token ids", path.display()),
             actual: n_words as u64,
             limit: limits::VOCABULARY as u64,
         });
@@ -139,10 +142,11 @@ fn steps(value: Option<&Value>, list: &str) -> Vec<String> {
     }
 }
 
-/// Number and longest of the words of a vocabulary, in bytes.
+/// Number of the words of a vocabulary, bytes of the longest, and the largest id.
 struct Words {
     count: usize,
     longest: usize,
+    largest: usize,
 }
 
 impl<'de> Deserialize<'de> for Words {
@@ -154,13 +158,29 @@ impl<'de> Deserialize<'de> for Words {
                 f.write_str("a map from words to ids")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Words, A::Error> {
-                let (mut count, mut longest) = (0, 0);
+                let (mut count, mut longest, mut largest) = (0, 0, 0);
+                let mut seen = Vec::new();
                 while let Some(length) = map.next_key_seed(Length)? {
-                    map.next_value::<u32>()?;
+                    let id = map.next_value::<u32>()? as usize;
+                    largest = largest.max(id);
+                    if id >= limits::VOCABULARY {
+                        continue;
+                    }
+                    if seen.len() <= id {
+                        seen.resize(id + 1, false);
+                    }
+                    // Which of the two would be shown is left to chance in the library.
+                    if std::mem::replace(&mut seen[id], true) {
+                        return Err(A::Error::custom(format!("two words have the id {id}")));
+                    }
                     count += 1;
                     longest = longest.max(length);
                 }
-                Ok(Words { count, longest })
+                Ok(Words {
+                    count,
+                    longest,
+                    largest,
+                })
             }
         }
         d.deserialize_map(Visit)

@@ -12,10 +12,12 @@ use trtvlm::text::{ImageSlot, Text};
 pub const DEMO: &str = "onnx/uav-tiny";
 pub const FASTVLM: &str = "tests/data/tiny/fastvlm-tiny-plain";
 pub const SMOLVLM: &str = "tests/data/tiny/smolvlm-tiny-plain";
-pub const FOLDERS: [(&str, &str); 3] = [
+pub const FOLDERS: [(&str, &str); 4] = [
     ("uav-tiny", DEMO),
     ("fastvlm-tiny", FASTVLM),
     ("smolvlm-tiny", SMOLVLM),
+    // Has merges across line breaks.
+    ("seam", "tests/golden/text/seam"),
 ];
 
 pub fn repository(path: &str) -> PathBuf {

@@ -82,6 +82,11 @@ fn tokenizer_broken_names_the_file_and_the_reason() {
         ("/model/type", json!("Unigram"), "only \"BPE\""),
         ("/model/vocab", json!({"a": -1}), "not a tokenizer"),
         ("/model/vocab", json!([]), "a map from words to ids"),
+        (
+            "/model/vocab",
+            json!({"a": 1, "b": 1}),
+            "two words have the id 1",
+        ),
         ("/model/merges", json!({}), "a list of merges"),
         ("/model/merges", json!([["a", "b", "c"]]), "not a tokenizer"),
         ("/model/merges", json!([["a", "é漢"]]), "not a tokenizer"),
@@ -177,6 +182,9 @@ fn tokenizer_with_too_many_words_is_refused() {
         words.join(",")
     );
     fs::write(&path, file).expect("write");
+    assert!(matches!(load(dir.path()), Err(Error::TooLarge { .. })));
+    let far = json!({"model": {"vocab": {"a": u32::MAX}, "merges": []}}).to_string();
+    fs::write(&path, far).expect("write");
     assert!(matches!(load(dir.path()), Err(Error::TooLarge { .. })));
     fs::File::create(&path)
         .and_then(|f| f.set_len(limits::TEXT_FILE_BYTES + 1))

@@ -4,7 +4,10 @@
     pip install transformers tokenizers
     python tests/golden/text/make_text_golden.py        # from the repository root; writes *.json here
 
-Folders: the demo model and two small ones with random weights; only their JSON files are read.
+Folders: the demo model and two small ones with random weights; only their JSON files are read. Their
+vocabularies have no merges across line breaks, as published ones do, so they cannot tell whether a
+question is encoded together with the template's text around it. `seam/` can: it is made here from one
+of them, with such merges and a template that ends the question with a line break.
 
 An ordinary question goes the ordinary way: chat template by transformers, image words by the
 family's processor, then one call of the tokenizer on the whole text. A question that spells a
@@ -32,7 +35,9 @@ FOLDERS = {
     "uav-tiny": "onnx/uav-tiny",
     "fastvlm-tiny": "tests/data/tiny/fastvlm-tiny-plain",
     "smolvlm-tiny": "tests/data/tiny/smolvlm-tiny-plain",
+    "seam": "tests/golden/text/seam",
 }
+SEAM_MERGES = [("Ġ", "Ġ"), ("Ċ", "Ċ"), ("ĊĊ", "Ċ"), ("Ġ", "Ċ"), ("?", "Ċ"), ("!", "Ċ"), ("ĠĠ", "Ċ")]
 # None: no image. Else rows and columns of tiles, 0 and 0 without a split.
 SINGLE = (0, 0)
 
@@ -78,6 +83,32 @@ def questions():
             seen.add(s)
             out.append(s)
     return out
+
+
+def make_seam():
+    """The folder `seam`: seven more words, which move the added tokens up."""
+    src, dst = ROOT / FOLDERS["fastvlm-tiny"], ROOT / FOLDERS["seam"]
+    read = lambda name: json.loads((src / name).read_text())
+    tok, cfg, names, gen = read("tokenizer.json"), read("config.json"), read("tokenizer_config.json"), read("generation_config.json")
+    vocab, first = tok["model"]["vocab"], len(tok["model"]["vocab"])
+    for a, b in SEAM_MERGES:
+        assert a in vocab and b in vocab and a + b not in vocab, (a, b)
+        vocab[a + b] = len(vocab)
+        tok["model"]["merges"].append([a, b])
+    up = len(vocab) - first
+    for t in tok["added_tokens"]:
+        t["id"] += up
+    names["added_tokens_decoder"] = {str(int(i) + up): t for i, t in names["added_tokens_decoder"].items()}
+    names["chat_template"] = names["chat_template"].replace("message['content'] + '", "message['content'] + '\\n")
+    for k in ("image_token_index", "eos_token_id", "pad_token_id", "bos_token_id"):
+        cfg[k] += up
+    gen = dict(eos_token_id=cfg["eos_token_id"], pad_token_id=cfg["pad_token_id"])
+    assert cfg["image_token_index"] < cfg["vocab_size"]
+    dst.mkdir(exist_ok=True)
+    out = {"tokenizer.json": tok, "config.json": cfg, "tokenizer_config.json": names, "generation_config.json": gen,
+           "preprocessor_config.json": read("preprocessor_config.json")}
+    for name, v in out.items():
+        (dst / name).write_text(json.dumps(v, ensure_ascii=False, indent=None if name == "tokenizer.json" else 1) + "\n")
 
 
 class Folder:
@@ -179,6 +210,7 @@ def shorten(ids, image):
 
 def main():
     qs = questions()
+    make_seam()
     for name, path in FOLDERS.items():
         f = Folder(path)
         prompts, n_lookalike = [], 0
