@@ -67,6 +67,7 @@ impl Pipeline {
 
         let image = self.processor.run(frame, ask.fit, ask.tiles)?;
         timings.preprocess = ms(start.elapsed());
+        self.warn_of_crop(&image);
         let prompt = self
             .text
             .prompt(question, &[slot(&image, self.config.family.tiled)])?;
@@ -167,6 +168,18 @@ impl Pipeline {
             timings_ms: timings,
             peak_memory_bytes: peak_memory_bytes(),
         })
+    }
+
+    /// Says once that the model's configuration cuts frames.
+    fn warn_of_crop(&mut self, image: &PixelValues) {
+        let share = image.notes.cropped_share;
+        if share > 0.0 && !self.warned_of_crop {
+            self.warned_of_crop = true;
+            tracing::warn!(
+                "the model's preprocessor crops {:.0} % of the frame away; `--fit pad` or `--fit stretch` keep all of it",
+                share * 100.0
+            );
+        }
     }
 
     fn check_context(&self, n_tokens: usize) -> Result<()> {

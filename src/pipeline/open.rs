@@ -17,6 +17,7 @@ pub struct Pipeline {
     pub(super) processor: Processor,
     pub(super) text: Text,
     pub(super) backend: Box<dyn Backend>,
+    pub(super) warned_of_crop: bool,
     backend_name: &'static str,
     precision: String,
 }
@@ -67,6 +68,7 @@ impl Pipeline {
             processor: Processor::load(dir)?,
             text: Text::load(dir, &model.config)?,
             backend: Box::new(CpuBackend::load(&model)?),
+            warned_of_crop: false,
             backend_name: "cpu",
             precision,
             config: model.config,
