@@ -76,7 +76,8 @@ fn hamming(x: f64) -> f64 {
         return 0.0;
     }
     let x = x * PI;
-    x.sin() / x * (0.54 + 0.46 * x.cos())
+    // Single precision in Pillow, and seen in the last bit of some weights.
+    x.sin() / x * (f64::from(0.54f32) + f64::from(0.46f32) * x.cos())
 }
 
 /// Keys' cubic with a = -1/2.
@@ -96,11 +97,15 @@ fn bicubic(x: f64) -> f64 {
 pub(super) struct Axis {
     /// Length of the axis that is read.
     in_len: usize,
+    /// Length of the whole axis that it becomes, of which the window is a part.
+    out_len: usize,
     /// First input position and number of weights, per output position.
     spans: Vec<(u32, u32)>,
     /// Weights with [`PRECISION_BITS`] fractional bits, `stride` per output position.
     weights: Vec<i32>,
     stride: usize,
+    /// Sum of the weights that fell outside the image, per output position; empty if none did.
+    outside: Vec<i32>,
     copied_from: Option<usize>,
 }
 
@@ -121,9 +126,11 @@ impl Axis {
         let stride = support.ceil() as usize * 2 + 1;
         let mut axis = Self {
             in_len,
+            out_len,
             spans: Vec::with_capacity(window.len()),
             weights: vec![0; window.len() * stride],
             stride,
+            outside: Vec::new(),
             copied_from: None,
         };
         let mut exact = vec![0f64; stride];
@@ -146,10 +153,10 @@ impl Axis {
         axis
     }
 
-    fn copy(in_len: usize, window: Range<usize>) -> Self {
+    fn copy(len: usize, window: Range<usize>) -> Self {
         Self {
             copied_from: Some(window.start),
-            ..Self::single(in_len, window.map(|i| (i as u32, 1)).collect())
+            ..Self::single(len, len, window.map(|i| (i as u32, 1)).collect())
         }
     }
 
@@ -164,17 +171,40 @@ impl Axis {
             }
             at += scale;
         }
-        Self::single(in_len, spans)
+        Self::single(in_len, out_len, spans)
     }
 
-    fn single(in_len: usize, spans: Vec<(u32, u32)>) -> Self {
+    fn single(in_len: usize, out_len: usize, spans: Vec<(u32, u32)>) -> Self {
         Self {
             in_len,
+            out_len,
             weights: vec![1 << PRECISION_BITS; spans.len()],
             spans,
             stride: 1,
+            outside: Vec::new(),
             copied_from: None,
         }
+    }
+
+    /// Keeps the weights of the `len` positions from `offset` on, which are then counted from
+    /// zero, and sums up the others.
+    pub(super) fn within(mut self, offset: usize, len: usize) -> Self {
+        if (offset, len) == (0, self.in_len) {
+            return self;
+        }
+        self.copied_from = None;
+        self.outside = vec![0; self.spans.len()];
+        for (i, (first, n)) in self.spans.iter_mut().enumerate() {
+            let (start, end) = (*first as usize, (*first + *n) as usize);
+            let kept = start.clamp(offset, offset + len)..end.clamp(offset, offset + len);
+            let weights = &mut self.weights[i * self.stride..][..end - start];
+            let all: i32 = weights.iter().sum();
+            weights.rotate_left(kept.start.saturating_sub(start).min(end - start));
+            let inside: i32 = weights[..kept.len()].iter().sum();
+            self.outside[i] = all - inside;
+            (*first, *n) = ((kept.start - offset) as u32, kept.len() as u32);
+        }
+        self
     }
 
     /// Number of output positions.
@@ -182,14 +212,24 @@ impl Axis {
         self.spans.len()
     }
 
-    /// Length of the axis that is read.
+    /// Length of the axis that was resized, before [`within`](Self::within).
     pub(super) fn in_len(&self) -> usize {
         self.in_len
     }
 
-    /// Most inputs of one output position.
-    pub(super) fn stride(&self) -> usize {
-        self.stride
+    /// Length of the whole axis that it becomes.
+    pub(super) fn out_len(&self) -> usize {
+        self.out_len
+    }
+
+    /// Most inputs of one output position, at least one.
+    pub(super) fn max_taps(&self) -> usize {
+        self.spans
+            .iter()
+            .map(|span| span.1)
+            .max()
+            .unwrap_or(0)
+            .max(1) as usize
     }
 
     /// Inputs of output position `i`, and their weights.
@@ -198,6 +238,12 @@ impl Axis {
         let (first, n) = self.spans[i];
         let at = i * self.stride;
         (first as usize, &self.weights[at..at + n as usize])
+    }
+
+    /// Sum of the weights of output position `i` that fall outside the image.
+    #[inline(always)]
+    pub(super) fn outside(&self, i: usize) -> i32 {
+        self.outside.get(i).copied().unwrap_or(0)
     }
 
     /// The first input position, if the outputs are copies of consecutive inputs.

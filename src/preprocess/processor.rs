@@ -4,10 +4,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::config::{Config, Kind, Resize};
-use super::filter::Axis;
 use super::frame::Frame;
 use super::geometry::{self, Crop, Size};
-use super::resample::{Canvas, resample};
+use super::resample::Canvas;
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::tensor::Tensor;
@@ -32,7 +31,7 @@ pub enum Tiles {
     /// As many as the configuration says.
     #[default]
     Auto,
-    /// At most so many, the global image included.
+    /// At most so many, the global image included, and at most [`limits::TILES`].
     ///
     /// `1` is the global image alone, the processor's `do_image_splitting: false`; only a frame
     /// that has the encoder's size already is taken as it is, where the reference would enlarge
@@ -157,10 +156,6 @@ impl Processor {
             false => Canvas::new(rgb, width, height),
         }
     }
-
-    fn axis(&self, from: usize, to: usize, window: Range<usize>) -> Axis {
-        Axis::new(self.config.filter, from, to, window)
-    }
 }
 
 /// The size that `resize` makes of `size`.
@@ -200,9 +195,8 @@ impl Processor {
                 plane.fill(black);
             }
         }
-        let columns = self.axis(canvas.size.0, full.0, x.kept.clone());
-        let rows = self.axis(canvas.size.1, full.1, y.kept.clone());
-        resample(&canvas, &columns, &rows, |i, row| {
+        let kept = (x.kept.clone(), y.kept.clone());
+        canvas.resample(self.config.filter, full, kept, |i, row| {
             self.write_row(row, &mut data, (x.at, y.at + i), side);
         });
         let content = |crop: &Crop, offset: usize, len: usize, from: usize, to: usize| {
@@ -306,18 +300,17 @@ impl Processor {
 
     /// `canvas` as an image of its own of size `to`.
     fn resize(&self, canvas: &Canvas<'_>, to: Size) -> Vec<u8> {
-        let columns = self.axis(canvas.size.0, to.0, 0..to.0);
-        let rows = self.axis(canvas.size.1, to.1, 0..to.1);
         let mut rgb = Vec::with_capacity(to.0 * to.1 * 3);
-        resample(canvas, &columns, &rows, |_, row| rgb.extend_from_slice(row));
+        canvas.resample(self.config.filter, to, (0..to.0, 0..to.1), |_, row| {
+            rgb.extend_from_slice(row);
+        });
         rgb
     }
 
     /// `canvas` as the floats of one square image.
     fn resize_into(&self, canvas: &Canvas<'_>, image: &mut [f32], side: usize) {
-        let columns = self.axis(canvas.size.0, side, 0..side);
-        let rows = self.axis(canvas.size.1, side, 0..side);
-        resample(canvas, &columns, &rows, |y, row| {
+        let whole = (0..side, 0..side);
+        canvas.resample(self.config.filter, (side, side), whole, |y, row| {
             self.write_row(row, image, (0, y), side);
         });
     }
@@ -357,7 +350,7 @@ impl Plan {
         let most = match tiles {
             Tiles::Auto if !split => return whole,
             Tiles::Auto => return split_from(first),
-            Tiles::Count(n) => n,
+            Tiles::Count(n) => n.min(limits::TILES),
         };
         if split && most > 1 {
             let lower = (2..first.0.max(first.1).div_ceil(side)).rev();
