@@ -44,7 +44,10 @@ mod tensorrt {
         ] {
             println!("cargo::rerun-if-env-changed={name}");
         }
-        for path in [Path::new("cpp"), sdk].into_iter().filter(|p| p.exists()) {
+        println!("cargo::rerun-if-changed=cpp");
+        // `make sdk` writes its stamp last; a folder filled by hand is watched as a whole.
+        let stamp = sdk.join("stamp");
+        for path in [stamp.as_path(), sdk].into_iter().find(|path| path.exists()) {
             println!("cargo::rerun-if-changed={}", path.display());
         }
         let cuda = cuda_include(sdk);

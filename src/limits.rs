@@ -71,6 +71,3 @@ pub const TEMPLATE_STEPS: u64 = 100_000;
 
 /// Deepest recursion of a chat template.
 pub const TEMPLATE_DEPTH: usize = 64;
-
-/// Largest side of the square images that a vision encoder takes, in pixels.
-pub const ENCODER_SIDE: u32 = 4096;

@@ -32,7 +32,9 @@ const NEIGHBOURS: &[(&str, &str)] = &[("trt", "cuda")];
 /// The only files that may allow unsafe code, each with the reason.
 const FENCES: &[(&str, &str)] = &[
     ("src/cpu/load.rs", "rten maps weight files"),
+    ("src/cuda/ffi.rs", "CUDA driver and NVRTC queries"),
     ("src/onnx/map.rs", "files mapped into memory"),
+    ("src/trt/ffi.rs", "the bridge to the TensorRT shim"),
 ];
 
 fn sources(dir: &Path, out: &mut Vec<PathBuf>) {

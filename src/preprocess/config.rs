@@ -290,8 +290,8 @@ impl Entries<'_> {
             (false, _) => ("size", None),
         };
         let side = side.ok_or_else(|| self.wrong(key, "does not make a square"))?;
-        if side > limits::ENCODER_SIDE as usize {
-            return Err(self.wrong(key, &format!("is larger than {}", limits::ENCODER_SIDE)));
+        if side > limits::VISION_SIDE {
+            return Err(self.wrong(key, &format!("is larger than {}", limits::VISION_SIDE)));
         }
         Ok(Kind::Crop {
             pad,
@@ -323,7 +323,7 @@ impl Entries<'_> {
             .get("max_image_size")
             .map(|v| &v["longest_edge"])
         {
-            Some(side) => self.side("max_image_size", side, limits::ENCODER_SIDE)?,
+            Some(side) => self.side("max_image_size", side, limits::VISION_SIDE as u32)?,
             None => return Err(self.wrong("max_image_size", "")),
         };
         Ok(Kind::Tiled {

@@ -220,6 +220,22 @@ pub enum DType {
     Other(String),
 }
 
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::I8 => "i8",
+            Self::I32 => "i32",
+            Self::I64 => "i64",
+            Self::U8 => "u8",
+            Self::Bool => "bool",
+            Self::Other(name) => name,
+        })
+    }
+}
+
 impl DType {
     /// From TensorRT's name of a `DataType`.
     pub(super) fn from_name(name: Option<&str>, code: i32) -> Self {
