@@ -47,7 +47,10 @@ mod tensorrt {
         println!("cargo::rerun-if-changed=cpp");
         // `make sdk` writes its stamp last; a folder filled by hand is watched as a whole.
         let stamp = sdk.join("stamp");
-        for path in [stamp.as_path(), sdk].into_iter().find(|path| path.exists()) {
+        let watched = [stamp.as_path(), sdk]
+            .into_iter()
+            .find(|path| path.exists());
+        if let Some(path) = watched {
             println!("cargo::rerun-if-changed={}", path.display());
         }
         let cuda = cuda_include(sdk);
@@ -331,7 +334,7 @@ mod tensorrt {
                 ("parser_errors", "nvonnxparser", "ErrorCode"),
             ] {
                 let (module, names) = enumerators(&bindings, namespace, name);
-                let item = |n: &&str| format!("({n:?}, {key}::{module}::{n} as i32)");
+                let item = |n: &&str| format!("({n:?}, {key}::{module}::{n})");
                 let items: Vec<String> = names.iter().map(item).collect();
                 let _ = writeln!(table, "  {field}: &[{}],", items.join(", "));
             }

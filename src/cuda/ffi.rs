@@ -1,4 +1,4 @@
-//! Calls into the CUDA driver and NVRTC (an unsafe fence: see `tests/fences.rs`).
+//! Calls into the CUDA driver and NVRTC (an unsafe fence: see `tests/house.rs`).
 //!
 //! cudarc panics when it calls into a library that is not there, so every function below
 //! [`driver_is_present`] asks that first.

@@ -62,6 +62,10 @@ fn build_with(
         return Err(Error::Cancelled);
     }
     let io = describe(builder.io(), abi)?;
+    // Many a file that is no model parses as an empty one.
+    if !io.iter().any(|tensor| tensor.mode == IoMode::Output) {
+        return Err(Error::malformed(&spec.onnx, "no ONNX graph with outputs"));
+    }
     for (index, profile) in spec.profiles.iter().enumerate() {
         check_profile(&io, index, profile)?;
         let ranges: Vec<shim::DimRange> = profile.dims.iter().map(Into::into).collect();

@@ -25,6 +25,8 @@ const ORPHANED: i32 = 3;
 /// [`build_in_child`](super::build_in_child).
 pub fn run() -> i32 {
     let out = Arc::new(Mutex::new(std::io::stdout()));
+    // Whatever the program printed before must not run into the first message.
+    println!();
     let cancel = Arc::new(AtomicBool::new(false));
     let message = match read_spec().and_then(|spec| {
         watch_parent(

@@ -1,4 +1,4 @@
-//! The bridge to the C++ shim (an unsafe fence: see `tests/fences.rs`).
+//! The bridge to the C++ shim (an unsafe fence: see `tests/house.rs`).
 //!
 //! Both sides' signatures stand here and nowhere else. No address, TensorRT type or enum
 //! crosses: only integers, strings and slices. Every function that can fail returns a `Result`

@@ -15,6 +15,8 @@
 //! they do not expect, so nothing is parsed in the caller's process. Precision is decided in
 //! the graph; networks are strongly typed and nothing here changes a type.
 
+#[cfg(test)]
+mod abi_tests;
 mod builder;
 pub mod child;
 mod elf;

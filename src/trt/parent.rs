@@ -118,6 +118,7 @@ fn converse(
                     keep(&mut last, message);
                 }
                 Ok(message) => told = Some(Box::new(message)),
+                Err(_) if line.is_empty() => {}
                 Err(_) => keep(&mut last, line),
             },
             Ok(Line::Err(line)) => {
