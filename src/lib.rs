@@ -13,6 +13,8 @@ pub mod cuda;
 pub mod decode;
 pub mod digest;
 pub mod error;
+#[cfg(feature = "cli")]
+pub mod hub;
 pub mod limits;
 pub mod model;
 pub mod onnx;
