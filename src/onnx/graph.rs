@@ -166,21 +166,88 @@ impl GraphProto {
         counts
     }
 
+    /// Indices of the nodes that read each value, ascending; subgraphs count for their node.
+    pub fn consumers(&self) -> HashMap<&str, Vec<usize>> {
+        let mut consumers: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (index, node) in self.node.iter().enumerate() {
+            node.each_read(&mut |name| {
+                let readers = consumers.entry(name).or_default();
+                if readers.last() != Some(&index) {
+                    readers.push(index);
+                }
+            });
+        }
+        consumers
+    }
+
+    /// Names of the constants: initializers, whether or not they are listed as inputs, too.
+    pub fn constants(&self) -> HashMap<&str, &TensorProto> {
+        let constants = self.initializer.iter();
+        constants.map(|t| (t.name.as_str(), t)).collect()
+    }
+
+    /// Makes every reader of a value in `names` read the value it maps to.
+    ///
+    /// Neither the nodes that make values nor the graph's outputs are renamed; names that map to
+    /// names in the map are followed to the end.
+    pub fn redirect(&mut self, names: &HashMap<String, String>) {
+        for input in self.node.iter_mut().flat_map(|node| &mut node.input) {
+            while let Some(name) = names.get(input.as_str()) {
+                input.clone_from(name);
+            }
+        }
+    }
+
+    /// Removes nodes whose outputs nobody reads, then constants and value types that are left
+    /// over.
+    pub fn remove_unused(&mut self) {
+        let mut used: HashSet<String> = self.output.iter().map(|o| o.name.clone()).collect();
+        let mut keep = vec![false; self.node.len()];
+        for (index, node) in self.node.iter().enumerate().rev() {
+            if node.output.iter().any(|name| used.contains(name)) {
+                keep[index] = true;
+                node.each_read(&mut |name| {
+                    used.insert(name.to_owned());
+                });
+            }
+        }
+        let mut keep = keep.into_iter();
+        self.node.retain(|_| keep.next().unwrap_or(true));
+        self.initializer.retain(|t| used.contains(&t.name));
+        self.value_info.retain(|info| used.contains(&info.name));
+    }
+
     /// A name, beginning with `stem`, that no value of the graph has.
     pub fn fresh_name(&self, stem: &str) -> String {
-        let taken: HashSet<&str> = self
+        Names::of(self).fresh(stem)
+    }
+}
+
+/// The names that a graph uses: makes new ones, each once.
+#[derive(Debug, Clone, Default)]
+pub struct Names(HashSet<String>);
+
+impl Names {
+    /// Names of all values of `graph`.
+    pub fn of(graph: &GraphProto) -> Self {
+        let names = graph
             .node
             .iter()
-            .flat_map(|node| node.output.iter().map(String::as_str))
-            .chain(self.input.iter().map(|v| v.name.as_str()))
-            .chain(self.initializer.iter().map(|t| t.name.as_str()))
-            .collect();
+            .flat_map(|node| &node.output)
+            .chain(graph.input.iter().map(|v| &v.name))
+            .chain(graph.initializer.iter().map(|t| &t.name));
+        Self(names.cloned().collect())
+    }
+
+    /// A name, beginning with `stem`, that was not taken before; now it is.
+    pub fn fresh(&mut self, stem: &str) -> String {
         let mut name = stem.to_owned();
         let mut n = 0usize;
-        while taken.contains(name.as_str()) {
+        while self.0.contains(&name) {
             n += 1;
             name = format!("{stem}_{n}");
         }
+        self.0.insert(name.clone());
         name
     }
 }
@@ -222,6 +289,52 @@ impl NodeProto {
         self.attribute.iter().find(|a| a.name == name)
     }
 
+    /// The name for messages: the node's own, else that of its first output.
+    pub fn label(&self) -> &str {
+        match self.name.as_str() {
+            "" => self.output.first().map_or("", String::as_str),
+            name => name,
+        }
+    }
+
+    /// Sets an integer attribute, whether or not the node has it.
+    pub fn set_int(&mut self, name: &str, value: i64) {
+        match self.attribute.iter_mut().find(|a| a.name == name) {
+            Some(attribute) => attribute.i = Some(value),
+            None => *self = std::mem::take(self).with_int(name, value),
+        }
+    }
+
+    /// Sets a tensor attribute, whether or not the node has it.
+    pub fn set_tensor(&mut self, name: &str, tensor: TensorProto) {
+        match self.attribute.iter_mut().find(|a| a.name == name) {
+            Some(attribute) => attribute.t = Some(tensor),
+            None => self.attribute.push(AttributeProto {
+                name: name.to_owned(),
+                t: Some(tensor),
+                r#type: Some(attribute_type::TENSOR),
+                ..AttributeProto::default()
+            }),
+        }
+    }
+
+    /// Calls `f` on every value that the node or one of its subgraphs reads.
+    fn each_read<'a>(&'a self, f: &mut impl FnMut(&'a str)) {
+        for name in self.input.iter().filter(|name| !name.is_empty()) {
+            f(name);
+        }
+        let mut graphs: Vec<&GraphProto> = self.subgraphs().collect();
+        while let Some(graph) = graphs.pop() {
+            for output in &graph.output {
+                f(&output.name);
+            }
+            for node in &graph.node {
+                node.input.iter().for_each(|name| f(name));
+                graphs.extend(node.subgraphs());
+            }
+        }
+    }
+
     /// Graphs in the attributes of control-flow nodes.
     pub fn subgraphs(&self) -> impl Iterator<Item = &GraphProto> {
         self.attribute
@@ -258,5 +371,52 @@ mod tests {
         };
         assert_eq!(graph.fresh_name("rows"), "rows_2");
         assert_eq!(graph.fresh_name("other"), "other");
+    }
+
+    #[test]
+    fn remove_unused_keeps_what_an_output_needs() {
+        let value = |name: &str| ValueInfoProto {
+            name: name.to_owned(),
+            ..ValueInfoProto::default()
+        };
+        let mut graph = GraphProto {
+            node: vec![
+                NodeProto::new("Add", &["x", "w"], &["a"]),
+                NodeProto::new("Neg", &["a"], &["dead"]),
+                NodeProto::new("Add", &["dead", "v"], &["dead_too"]),
+                NodeProto::new("Relu", &["a"], &["y"]),
+            ],
+            initializer: vec![
+                TensorProto::from_i64("w", &[1], &[0]),
+                TensorProto::from_i64("v", &[1], &[0]),
+            ],
+            output: vec![value("y")],
+            value_info: vec![value("a"), value("dead")],
+            ..GraphProto::default()
+        };
+        graph.remove_unused();
+        let ops: Vec<_> = graph.node.iter().map(|n| n.op_type.as_str()).collect();
+        assert_eq!(ops, ["Add", "Relu"]);
+        assert_eq!(graph.initializer.len(), 1);
+        assert_eq!(graph.value_info, [value("a")]);
+    }
+
+    #[test]
+    fn consumers_count_subgraphs_for_their_node() {
+        let inner = GraphProto {
+            node: vec![NodeProto::new("Neg", &["outer"], &["z"])],
+            ..GraphProto::default()
+        };
+        let mut branch = NodeProto::new("If", &["cond"], &["y"]);
+        branch.attribute.push(AttributeProto {
+            name: "then_branch".to_owned(),
+            g: Some(inner),
+            ..AttributeProto::default()
+        });
+        let graph = GraphProto {
+            node: vec![NodeProto::new("Relu", &["outer"], &["w"]), branch],
+            ..GraphProto::default()
+        };
+        assert_eq!(graph.consumers()["outer"], [0, 1]);
     }
 }

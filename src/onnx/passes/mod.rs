@@ -1,5 +1,40 @@
-//! Rewrites of a graph, one a file; the builder of each kind of bundle states their order.
+//! Rewrites of a graph, one a file.
+//!
+//! The order for a TensorRT engine is that of [`prepare_fp16`] and [`prepare_fp32`], in
+//! `prepare.rs`; a CPU bundle needs [`select_logit_rows`] only.
+//!
+//! | pass                  | what it changes |
+//! |-----------------------|-----------------|
+//! | [`select_logit_rows`] | logits of the rows that are asked for, before everything else |
+//! | [`set_dims`]          | named dimensions become numbers |
+//! | [`sort_nodes`]        | nodes stand in topological order |
+//! | [`lift_constants`]    | `Constant` nodes become initializers |
+//! | [`clamp_mask_fill`]   | −3.4e38 and −inf in masks become −3e4 |
+//! | [`scale_query`]       | the factor of attention scores moves to the query |
+//! | [`to_fp16`], [`to_fp32`] | every float gets its type |
 
+mod casts;
+mod constants;
+mod fp16;
 mod logit_rows;
+mod mask_fill;
+mod narrow;
+mod ops;
+mod order;
+mod precision;
+mod prepare;
+mod scale_query;
+mod static_dims;
+#[cfg(test)]
+mod testing;
+mod types;
 
+pub use constants::lift_constants;
+pub use fp16::{Fp16Options, Fp16Report, to_fp16, to_fp32};
 pub use logit_rows::{LOGIT_ROWS, select_logit_rows};
+pub use mask_fill::{MASK_FILL, clamp_mask_fill};
+pub use order::sort_nodes;
+pub use prepare::{prepare_fp16, prepare_fp32};
+pub use scale_query::scale_query;
+pub use static_dims::set_dims;
+pub use types::{Types, check_types};
