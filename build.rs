@@ -10,6 +10,7 @@ fn main() {
     println!("cargo::rerun-if-env-changed=TRTVLM_SDK");
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let sdk = env::var_os("TRTVLM_SDK").map_or_else(|| root.join(".sdk"), PathBuf::from);
+    let sdk = std::path::absolute(&sdk).unwrap_or(sdk);
     // Where the program looks for libraries when the loader does not find them.
     println!("cargo::rustc-env=TRTVLM_SDK_DIR={}", sdk.display());
     #[cfg(feature = "tensorrt")]
@@ -53,8 +54,8 @@ mod tensorrt {
         if let Some(path) = watched {
             println!("cargo::rerun-if-changed={}", path.display());
         }
+        let headers = find_headers(sdk);
         let cuda = cuda_include(sdk);
-        let headers = find_headers(sdk, &cuda);
         compile(&headers, &cuda);
         constants(&headers, &cuda, sdk);
     }
@@ -107,7 +108,7 @@ mod tensorrt {
     }
 
     /// One set of headers per ABI: those named by the user, then the system's, then the SDK's.
-    fn find_headers(sdk: &Path, cuda: &Path) -> Vec<Headers> {
+    fn find_headers(sdk: &Path) -> Vec<Headers> {
         let named = named_folders();
         let mut folders = named.clone();
         folders.extend(system_folders());
@@ -124,7 +125,7 @@ mod tensorrt {
         for dir in folders {
             let is_named = named.contains(&dir);
             if !dir.join("NvInferVersion.h").is_file() {
-                if is_named && dir != cuda {
+                if is_named && !dir.join("cuda_runtime_api.h").is_file() {
                     fail(&format!(
                         "TENSORRT_INCLUDE_DIR: no NvInferVersion.h in {}",
                         dir.display()

@@ -7,8 +7,8 @@
 
 namespace trtvlm {
 
-// Codes are the contract, the text behind them is for people. Rust names the same codes in
-// `src/trt/error.rs`; a test there compares the two lists.
+// Codes are the contract, the text behind them is for people. Rust passes them on in
+// `Error::Engine`; those that it acts on stand in `src/trt/error.rs` too, and a test compares.
 namespace code {
 constexpr const char *CANCELLED = "cancelled";
 constexpr const char *LOAD = "load";       // a library or one of its symbols is missing

@@ -112,6 +112,25 @@ fn build_of_a_decoder_takes_its_cache_tensors_and_two_profiles() {
 }
 
 #[test]
+fn build_with_every_setting_passes_and_rtx_leaves_the_timing_cache_alone() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let embed = onnx("fastvlm-tiny-plain", "embed_tokens");
+    let mut spec = spec(&embed, dir.path(), "embed");
+    spec.flavour = Some(Flavour::Rtx);
+    spec.profiles.push(Profile {
+        dims: vec![range("input_ids", [1, 1], [1, 64])],
+    });
+    spec.workspace_bytes = Some(64 << 20);
+    spec.optimization_level = Some(2);
+    spec.tf32 = true;
+    spec.verbose_log = true;
+    spec.timing_cache = Some(dir.path().join("timings"));
+    let report = build(&spec, &AtomicBool::new(false), &mut |_| {}).expect("build");
+    assert_eq!(report.io.len(), 2);
+    assert_eq!(names_in(dir.path()), ["embed.plan"]);
+}
+
+#[test]
 fn build_for_an_sm_that_no_library_knows_names_those_it_knows() {
     for target in [Sm::Sm(87), Sm::Sm(90)] {
         let dir = tempfile::tempdir().expect("temp dir");

@@ -11,7 +11,7 @@ use cxx::UniquePtr;
 use super::events::{Events, LogLevel};
 use super::ffi::shim;
 use super::flavour::{Abi, Flavour, Version, headers};
-use super::library::{Opened, discover_in, open};
+use super::library::{LibraryInfo, Opened, discover, discover_in, open};
 use super::search::candidates;
 use crate::cuda::LibraryPath;
 
@@ -247,4 +247,24 @@ fn library_that_is_usable_says_what_it_builds_for() {
     assert!(info.path.is_absolute(), "{info:?}");
     assert!(info.targets.contains(&"sm86".to_owned()), "{info:?}");
     assert_eq!(info.headers.map(|v| v.major), Some(1));
+}
+
+#[test]
+fn discover_on_this_machine_finds_the_sdk_and_says_what_is_wrong_with_the_rest() {
+    let found = discover();
+    println!("{found:#?}");
+    assert!(
+        found
+            .iter()
+            .any(|info| info.flavour == Flavour::Rtx && info.problem.is_none())
+    );
+    let explained = |info: &LibraryInfo| info.version.is_some() || info.problem.is_some();
+    assert!(found.iter().all(explained), "{found:#?}");
+}
+
+#[test]
+fn nvrtc_of_the_sdk_says_its_version() {
+    let found = crate::cuda::nvrtc(&LibraryPath::from_env());
+    let found = found.expect("no NVRTC was found: run `make sdk`");
+    assert!(found.version >= (11, 0), "{found:?}");
 }

@@ -14,11 +14,12 @@ use cxx::UniquePtr;
 use sha2::{Digest, Sha256};
 
 use super::error::{code, from_shim};
-use super::events::{Event, Events, LogLevel, Progress};
+use super::events::{Event, Events, LogLevel};
 use super::ffi::shim;
 use super::flavour::{Abi, Flavour};
 use super::library::{self, Opened};
 use super::memory;
+use super::progress::{PARSING, Progress, WRITING};
 use super::search::candidates;
 use super::spec::{BuildReport, BuildSpec, DType, IoMode, Profile, Sm, TensorDesc};
 use crate::cuda::{self, LibraryPath};
@@ -55,9 +56,7 @@ fn build_with(
     let begin = Instant::now();
     let abi = opened.abi;
     let mut builder = new_builder(opened, spec.verbose_log, sink, cancel)?;
-    phase(sink, "Parsing ONNX", || {
-        parse(&mut builder, abi, &spec.onnx)
-    })?;
+    phase(sink, PARSING, || parse(&mut builder, abi, &spec.onnx))?;
     if cancel.load(Ordering::Relaxed) {
         return Err(Error::Cancelled);
     }
@@ -80,9 +79,7 @@ fn build_with(
     built.map_err(|e| from_shim("buildSerializedNetwork", &e))?;
     let seconds = begin.elapsed().as_secs_f64();
     let plan = builder.plan().map_err(|e| from_shim("plan", &e))?;
-    let plan_sha256 = phase(sink, "Writing plan", || {
-        write_plan(&spec.plan, plan, cancel)
-    })?;
+    let plan_sha256 = phase(sink, WRITING, || write_plan(&spec.plan, plan, cancel))?;
     let plan_bytes = plan.len() as u64;
     save_timing_cache(spec, &builder)?;
     Ok(BuildReport {

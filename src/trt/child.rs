@@ -26,7 +26,7 @@ const ORPHANED: i32 = 3;
 pub fn run() -> i32 {
     let out = Arc::new(Mutex::new(std::io::stdout()));
     // Whatever the program printed before must not run into the first message.
-    println!();
+    let _ = writeln!(std::io::stdout());
     let cancel = Arc::new(AtomicBool::new(false));
     let message = match read_spec().and_then(|spec| {
         watch_parent(

@@ -6,33 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::flavour::Abi;
-
-/// A step forward in a build. Phases nest and may run side by side; names are TensorRT's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "progress", rename_all = "snake_case")]
-pub enum Progress {
-    /// A phase begins.
-    PhaseStart {
-        /// Its name.
-        phase: String,
-        /// The phase it is part of.
-        parent: Option<String>,
-        /// How many steps it has.
-        steps: u32,
-    },
-    /// A phase has done a step.
-    Step {
-        /// Its name.
-        phase: String,
-        /// Counted from 0.
-        step: u32,
-    },
-    /// A phase has ended, by itself or because the build was cancelled.
-    PhaseEnd {
-        /// Its name.
-        phase: String,
-    },
-}
+use super::progress::Progress;
 
 /// Severity of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

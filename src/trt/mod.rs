@@ -28,14 +28,15 @@ mod library;
 mod memory;
 mod parent;
 mod plan;
+mod progress;
 mod search;
 mod spec;
 mod wire;
 
-pub use events::Progress;
 pub use flavour::{Flavour, Version, headers};
 pub use library::{LibraryInfo, discover};
 pub use memory::planned_bytes;
 pub use parent::build_in_child;
 pub use plan::{PlanDesc, describe_plan};
+pub use progress::{Fraction, Progress};
 pub use spec::{BuildReport, BuildSpec, DType, DimRange, IoMode, Profile, Sm, TensorDesc};

@@ -10,7 +10,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use super::builder::partial_path;
-use super::events::{Event, LogLevel, Progress, trace};
+use super::events::{Event, LogLevel, trace};
+use super::progress::Progress;
 use super::spec::{BuildReport, BuildSpec};
 use super::wire::{CANCEL, Message};
 use crate::error::{Error, Result};
