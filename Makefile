@@ -11,7 +11,7 @@ PYTHON ?= python3
 # The folder that `make sdk` fills; absolute, because build scripts run elsewhere.
 export TRTVLM_SDK := $(abspath $(or $(TRTVLM_SDK),.sdk))
 # Ours before the system's, so that a system header cannot change what is built here.
-export TENSORRT_INCLUDE_DIR ?= $(TRTVLM_SDK)/tensorrt-rtx/include:$(TRTVLM_SDK)/tensorrt-11/include
+export TENSORRT_INCLUDE_DIR ?= $(TRTVLM_SDK)/tensorrt-rtx/include:$(TRTVLM_SDK)/tensorrt-11/include:$(TRTVLM_SDK)/cuda/include
 
 BIN = $(or $(CARGO_TARGET_DIR),target)/release/trtvlm
 MODEL = onnx/uav-tiny
@@ -36,7 +36,7 @@ build: install-deps sdk fetch ## the release binary with TensorRT
 	$(OFFLINE) $(CARGO) build --locked --release --features tensorrt
 
 demo: build ## build TensorRT engines for the demo model, then ask three questions
-	$(BIN) build $(MODEL) --target sm86 --precision fp16 --out $(ENGINES) --force
+	TENSORRT_LIB_DIR=$(TRTVLM_SDK)/tensorrt-rtx/lib:$(TRTVLM_SDK)/cuda/lib $(BIN) build $(MODEL) --target sm86 --precision fp16 --out $(ENGINES) --force
 	@echo; echo "Three questions about $(IMAGE), answered on the CPU:"
 	@for q in "describe the scene" "find the blue boat" "how many trees are there"; do \
 	    echo; echo "> $$q"; $(BIN) run $(MODEL) --image $(IMAGE) --prompt "$$q" || exit 1; \
