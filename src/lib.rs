@@ -4,6 +4,7 @@
 //! never those below (`docs/architecture.md`).
 
 pub mod backend;
+pub mod build;
 pub mod bundle;
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -54,7 +54,11 @@ fn all_sources() -> Vec<(String, String)> {
     files
         .into_iter()
         .map(|path| {
-            let name = path.strip_prefix(root).expect("inside").display().to_string();
+            let name = path
+                .strip_prefix(root)
+                .expect("inside")
+                .display()
+                .to_string();
             (name, std::fs::read_to_string(&path).expect("read"))
         })
         .collect()
@@ -71,13 +75,19 @@ fn modules_use_lower_floors_only() {
         let rest = file.trim_start_matches("src/");
         let module = rest.split(['/', '.']).next().expect("module").to_owned();
         let Some(own) = floor(&module) else {
-            assert!(["lib", "main", "capi"].contains(&module.as_str()), "{file} has no floor");
+            assert!(
+                ["lib", "main", "capi"].contains(&module.as_str()),
+                "{file} has no floor"
+            );
             continue;
         };
         // Tests at the end of a file may build what they need from anywhere.
         let code = text.split("#[cfg(test)]").next().unwrap_or("");
         for used in code.split("crate::").skip(1) {
-            let used: String = used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let used: String = used
+                .chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '_')
+                .collect();
             let Some(other) = floor(&used) else { continue };
             let neighbour = NEIGHBOURS.contains(&(module.as_str(), used.as_str()));
             if used != module && other >= own && own > 1 && !neighbour {

@@ -466,9 +466,22 @@ fn run_that_crops_says_so_once() {
     let path = dir.path().join("wide.png");
     image::RgbImage::new(320, 180).save(&path).expect("png");
     let path = path.to_str().expect("path");
-    let output = run(&demo(), &["--image", path, path, "--prompt", "describe the scene"]);
+    let output = run(
+        &demo(),
+        &["--image", path, path, "--prompt", "describe the scene"],
+    );
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(stderr.matches("crops 44 %").count(), 1, "{stderr}");
-    let padded = run(&demo(), &["--image", path, "--prompt", "describe the scene", "--fit", "pad"]);
+    let padded = run(
+        &demo(),
+        &[
+            "--image",
+            path,
+            "--prompt",
+            "describe the scene",
+            "--fit",
+            "pad",
+        ],
+    );
     assert!(!String::from_utf8_lossy(&padded.stderr).contains("crops"));
 }

@@ -19,6 +19,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Build(super::build::Args),
+    #[cfg(feature = "tensorrt")]
+    #[command(hide = true)]
+    BuildPlan(super::build_plan::Args),
     Run(super::run::Args),
 }
 
@@ -33,6 +37,9 @@ pub fn main() -> ExitCode {
         .without_time()
         .init();
     let result = match cli.command {
+        Command::Build(args) => args.run(),
+        #[cfg(feature = "tensorrt")]
+        Command::BuildPlan(args) => args.run(),
         Command::Run(args) => args.run(),
     };
     match result {

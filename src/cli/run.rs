@@ -112,7 +112,7 @@ impl Args {
             }
             .into());
         }
-        let path = resolve(&self.model, self.variant.as_deref())?;
+        let path = resolve(&self.model, self.variant.as_deref(), cancel)?;
         let mut pipeline = Pipeline::open(&path, self.variant.as_deref())?;
         eprintln!(
             "{}: {} on the {} engine",

@@ -1,7 +1,8 @@
 //! Rewrites of a graph, one a file.
 //!
 //! The order for a TensorRT engine is that of [`prepare_fp16`] and [`prepare_fp32`], in
-//! `prepare.rs`; a CPU bundle needs [`select_logit_rows`] only.
+//! `prepare.rs`; a CPU bundle needs [`select_logit_rows`] and, for
+//! half the bytes, [`store_weights_fp16`].
 //!
 //! | pass                  | what it changes |
 //! |-----------------------|-----------------|
@@ -12,6 +13,7 @@
 //! | [`clamp_mask_fill`]   | −3.4e38 and −inf in masks become −3e4 |
 //! | [`scale_query`]       | the factor of attention scores moves to the query |
 //! | [`to_fp16`], [`to_fp32`] | every float gets its type |
+//! | [`store_weights_fp16`] | large weights become FP16, with a cast to FP32 behind them |
 
 mod casts;
 mod constants;
@@ -25,6 +27,7 @@ mod precision;
 mod prepare;
 mod scale_query;
 mod static_dims;
+mod store_weights;
 #[cfg(test)]
 mod testing;
 mod types;
@@ -37,4 +40,5 @@ pub use order::sort_nodes;
 pub use prepare::{prepare_fp16, prepare_fp32};
 pub use scale_query::scale_query;
 pub use static_dims::set_dims;
+pub use store_weights::store_weights_fp16;
 pub use types::{Types, check_types};

@@ -1,0 +1,20 @@
+//! From a model folder to a bundle: the order of a build.
+//!
+//! ```text
+//! model folder ─► read, check ─► fix shapes, cut, cast ─► engine (TensorRT | CPU graph) ─► bundle
+//! ```
+//!
+//! Graphs are prepared here, one component after the other, and each plan is built in a child
+//! process, so that peak memory is that of the largest component and a crash of TensorRT is an
+//! error like any other. Everything is written into a temporary folder, which becomes the bundle
+//! in one rename at the end.
+
+mod component;
+mod engines;
+mod order;
+mod shapes;
+
+pub use component::{COMPONENTS, ComponentKind};
+pub use engines::EngineReport;
+pub use order::{BuildOptions, BuildOutcome, Event, TargetArg, build, resolve_targets};
+pub use shapes::Capacity;

@@ -1,0 +1,227 @@
+//! The order of a build.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::component::COMPONENTS;
+use super::engines::{self, EngineReport};
+use super::shapes::Capacity;
+use crate::bundle::{
+    Buckets, BundleWriter, FileDigest, Manifest, ModelInfo, Precision, SCHEMA_VERSION, Target,
+};
+use crate::digest::sha256_file;
+use crate::error::{Error, Result};
+use crate::model::Model;
+
+/// Files of a model folder that a bundle takes along, as far as they are there.
+const COPIED: [&str; 9] = [
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.json",
+    "chat_template.jinja",
+];
+
+/// A target as the user names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetArg {
+    /// This machine's GPU, else its CPU.
+    Current,
+    /// A fixed one.
+    Fixed(Target),
+}
+
+/// What to build.
+pub struct BuildOptions<'a> {
+    /// Where the bundle goes.
+    pub out: &'a Path,
+    /// Replace a bundle that is there.
+    pub force: bool,
+    /// Targets, each once.
+    pub targets: &'a [Target],
+    /// Precision of weights and activations.
+    pub precision: Precision,
+    /// Positions of prompt and answer; by default the model's, at most 2048.
+    pub max_context: Option<usize>,
+    /// Draft tokens that one step can verify.
+    pub draft_tokens: usize,
+    /// Pictures of one frame (SmolVLM).
+    pub max_tiles: usize,
+    /// Limit of the memory that a GPU kernel may use beside its tensors.
+    pub workspace_bytes: Option<u64>,
+    /// File of kernel timings, read before and written after.
+    pub timing_cache: Option<&'a Path>,
+    /// The command line, for the manifest.
+    pub command_line: Vec<String>,
+    /// This program: it is started again to build each plan.
+    pub worker: &'a Path,
+    /// Set by another thread to stop.
+    pub cancel: &'a AtomicBool,
+}
+
+/// A step of a build.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A component begins.
+    Start {
+        /// Its target.
+        target: Target,
+        /// Its name.
+        component: &'static str,
+    },
+    /// TensorRT is at work.
+    Progress {
+        /// How far it is, from 0 to 1.
+        fraction: f32,
+        /// Its own name for what it does, where it began something.
+        phase: Option<String>,
+    },
+    /// The component is done.
+    Done,
+}
+
+/// What a build made.
+#[derive(Debug, Clone, Serialize)]
+pub struct BuildOutcome {
+    /// The bundle.
+    pub bundle: String,
+    /// Digest of its manifest.
+    pub manifest_sha256: String,
+    /// Bytes of the whole bundle.
+    pub bytes: u64,
+    /// Wall time.
+    pub seconds: f64,
+    /// Each engine.
+    pub engines: Vec<EngineReport>,
+}
+
+/// The targets that names stand for, each once.
+///
+/// # Errors
+/// [`Error::Argument`] if there are none.
+pub fn resolve_targets(names: &[TargetArg]) -> Result<Vec<Target>> {
+    let mut targets = Vec::new();
+    for name in names {
+        let target = match name {
+            TargetArg::Fixed(target) => *target,
+            TargetArg::Current => current_target(),
+        };
+        if target == Target::Onnx {
+            return Err(Error::Argument {
+                name: "target",
+                reason: "`onnx` is not built by this version".to_owned(),
+            });
+        }
+        if !targets.contains(&target) {
+            targets.push(target);
+        }
+    }
+    if targets.is_empty() {
+        return Err(Error::Argument {
+            name: "target",
+            reason: "names no target".to_owned(),
+        });
+    }
+    Ok(targets)
+}
+
+/// This machine's first GPU if this program can build for it, else its CPU.
+fn current_target() -> Target {
+    #[cfg(feature = "tensorrt")]
+    if let Ok(driver) = crate::cuda::probe()
+        && let Some(device) = driver.devices.first()
+        && let Ok(sm) = u16::try_from(device.sm)
+    {
+        return Target::Sm(sm);
+    }
+    Target::Cpu
+}
+
+/// Builds a bundle from a model folder.
+///
+/// # Errors
+/// [`Error::Exists`] if the output is there, [`Error::Cancelled`] after a stop, and those of
+/// reading, preparing and building. Nothing is left behind.
+pub fn build(
+    model: &Model,
+    options: &BuildOptions<'_>,
+    on_event: &mut dyn FnMut(&Event),
+) -> Result<BuildOutcome> {
+    let start = Instant::now();
+    let capacity = Capacity::new(
+        &model.config,
+        options.max_context,
+        options.draft_tokens,
+        options.max_tiles,
+    )?;
+    let writer = BundleWriter::create(options.out, options.force)?;
+    let (mut sets, mut reports) = (Vec::new(), Vec::new());
+    for &target in options.targets {
+        let (set, mut made) = match target {
+            Target::Sm(sm) => engines::tensorrt(model, sm, &capacity, options, &writer, on_event)?,
+            _ => engines::cpu(model, &capacity, options, &writer, on_event)?,
+        };
+        sets.push(set);
+        reports.append(&mut made);
+    }
+    for name in COPIED {
+        let from = model.dir.join(name);
+        if from.is_file() {
+            writer.copy(&from, name)?;
+        }
+    }
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let manifest = Manifest {
+        schema_version: SCHEMA_VERSION,
+        created_by: format!("trtvlm {}", env!("CARGO_PKG_VERSION")),
+        command_line: options.command_line.clone(),
+        model: ModelInfo {
+            family: model.config.family.name.to_owned(),
+            name: model.config.name.clone(),
+            variant: model.files.variant.clone(),
+            sources: source_digests(model)?,
+        },
+        precision: options.precision,
+        kv_capacity: count(capacity.max_context),
+        max_context: count(capacity.max_context),
+        draft_tokens: count(capacity.draft_tokens),
+        vocabulary: count(model.config.vocab),
+        buckets: Buckets::default(),
+        engines: sets,
+        files: Vec::new(),
+    };
+    let bundle = writer.finish(manifest)?;
+    Ok(BuildOutcome {
+        bundle: bundle.dir().display().to_string(),
+        manifest_sha256: bundle.digest().to_owned(),
+        bytes: bundle.manifest().total_bytes(),
+        seconds: start.elapsed().as_secs_f64(),
+        engines: reports,
+    })
+}
+
+/// Digests of every file that was read, with paths relative to the model folder.
+fn source_digests(model: &Model) -> Result<Vec<FileDigest>> {
+    let configs = COPIED.iter().map(|name| model.dir.join(name));
+    let mut paths: Vec<_> = configs.filter(|path| path.is_file()).collect();
+    for kind in COMPONENTS {
+        let onnx = crate::onnx::OnnxModel::load(kind.source(model))?;
+        paths.extend(onnx.sources().iter().map(|source| source.path.clone()));
+    }
+    paths
+        .iter()
+        .map(|path| {
+            let mut digest = sha256_file(path, |_| {})?;
+            let relative = path.strip_prefix(&model.dir).unwrap_or(path);
+            digest.path = relative.display().to_string();
+            Ok(digest)
+        })
+        .collect()
+}

@@ -1,0 +1,160 @@
+//! `trtvlm build`: a bundle from a model folder.
+
+use std::io::{Write, stdout};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::ValueEnum;
+use indicatif::HumanBytes;
+
+use super::build_progress::BuildProgress;
+use super::interrupt;
+use super::source::resolve;
+use crate::build::{self, BuildOptions, BuildOutcome, TargetArg, resolve_targets};
+use crate::bundle::{Bundle, Precision, Target};
+use crate::error::Error;
+use crate::model::Model;
+
+/// Build engines from a model folder into a bundle
+#[derive(clap::Args)]
+pub struct Args {
+    /// Model folder or hf:OWNER/NAME
+    model: PathBuf,
+    /// Where the bundle goes [default: engines/MODEL-PRECISION-TARGET]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Precision of weights and activations
+    #[arg(long, value_enum, default_value = "fp16")]
+    precision: PrecisionArg,
+    /// What the engines run on: cpu, current (this machine's GPU, else its CPU), sm80, sm86, …;
+    /// a list makes one bundle for all
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "current", value_parser = parse_target)]
+    target: Vec<TargetArg>,
+    /// Replace a bundle that is there
+    #[arg(long)]
+    force: bool,
+    /// Positions of prompt and answer [default: the model's, at most 2048]
+    #[arg(long, value_name = "N")]
+    max_context: Option<usize>,
+    /// Draft tokens that one step can verify
+    #[arg(long, value_name = "K", default_value_t = 4)]
+    draft_tokens: usize,
+    /// Pictures that one frame may be split into (SmolVLM)
+    #[arg(long, value_name = "N", default_value_t = 17)]
+    tiles: usize,
+    /// Files of the model folder to use: fp32, fp16, … [default: fp32, else fp16]
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+    /// Memory that a GPU kernel may use beside its tensors, in MiB
+    #[arg(long, value_name = "MIB")]
+    workspace_mib: Option<u64>,
+    /// File of kernel timings, read before and written after a build on a GPU
+    #[arg(long, value_name = "FILE")]
+    timing_cache: Option<PathBuf>,
+    /// Print the outcome as a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PrecisionArg {
+    Fp32,
+    Fp16,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(precision: PrecisionArg) -> Self {
+        match precision {
+            PrecisionArg::Fp32 => Self::Fp32,
+            PrecisionArg::Fp16 => Self::Fp16,
+        }
+    }
+}
+
+fn parse_target(text: &str) -> Result<TargetArg, Error> {
+    match text {
+        "current" => Ok(TargetArg::Current),
+        _ => Ok(TargetArg::Fixed(text.parse::<Target>()?)),
+    }
+}
+
+impl Args {
+    /// Runs the subcommand.
+    ///
+    /// # Errors
+    /// Those of the build; nothing is left behind.
+    pub fn run(self) -> anyhow::Result<()> {
+        let cancel = interrupt::install()?;
+        let path = resolve(&self.model, self.variant.as_deref(), cancel)?;
+        if Bundle::is_bundle(&path) {
+            return Err(
+                Error::malformed(&path, "is a bundle already; build from a model folder").into(),
+            );
+        }
+        let model = Model::load(&path, self.variant.as_deref())?;
+        eprintln!("{}: {} files", path.display(), model.files.variant);
+        let targets = resolve_targets(&self.target)?;
+        let out = match &self.out {
+            Some(out) => out.clone(),
+            None => self.default_out(&model, &targets),
+        };
+        let worker = std::env::current_exe().context("this program's own file")?;
+        let options = BuildOptions {
+            out: &out,
+            force: self.force,
+            targets: &targets,
+            precision: self.precision.into(),
+            max_context: self.max_context,
+            draft_tokens: self.draft_tokens,
+            max_tiles: self.tiles,
+            workspace_bytes: self.workspace_mib.map(|mib| mib << 20),
+            timing_cache: self.timing_cache.as_deref(),
+            command_line: std::env::args_os()
+                .map(|arg| arg.to_string_lossy().into_owned())
+                .collect(),
+            worker: &worker,
+            cancel,
+        };
+        let mut progress = BuildProgress::new();
+        let outcome = build::build(&model, &options, &mut |event| progress.on(event))?;
+        progress.finish();
+        self.print(&outcome)
+    }
+
+    fn default_out(&self, model: &Model, targets: &[Target]) -> PathBuf {
+        let targets: Vec<String> = targets.iter().map(Target::to_string).collect();
+        let precision: Precision = self.precision.into();
+        let name = format!("{}-{precision}-{}", model.config.name, targets.join("-"));
+        Path::new("engines").join(name)
+    }
+
+    fn print(&self, outcome: &BuildOutcome) -> anyhow::Result<()> {
+        let mut out = stdout().lock();
+        if self.json {
+            serde_json::to_writer(&mut out, outcome).map_err(std::io::Error::from)?;
+            return Ok(writeln!(out)?);
+        }
+        for engine in &outcome.engines {
+            let memory = match engine.peak_memory_bytes {
+                0 => String::new(),
+                bytes => format!(", peak memory {}", HumanBytes(bytes)),
+            };
+            writeln!(
+                out,
+                "{:<6} {:<8} {:>10}  {:.1} s{memory}  {}",
+                engine.target,
+                engine.component,
+                HumanBytes(engine.bytes).to_string(),
+                engine.seconds,
+                engine.file
+            )?;
+        }
+        Ok(writeln!(
+            out,
+            "{}: {} in {:.1} s, verified",
+            outcome.bundle,
+            HumanBytes(outcome.bytes),
+            outcome.seconds
+        )?)
+    }
+}

@@ -1,0 +1,351 @@
+//! `trtvlm build`, as a user sees it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use assert_cmd::cargo::CommandCargoExt;
+use serde_json::Value;
+use trtvlm::bundle::Bundle;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn demo() -> PathBuf {
+    root().join("onnx/uav-tiny")
+}
+
+fn trtvlm() -> std::process::Command {
+    let mut command = std::process::Command::cargo_bin("trtvlm").expect("binary");
+    command.env_remove("TRTVLM_LOG").env("RUST_BACKTRACE", "0");
+    command
+}
+
+fn build(model: &Path, out: &Path, args: &[&str]) -> Output {
+    let mut command = trtvlm();
+    command
+        .arg("build")
+        .arg(model)
+        .arg("--out")
+        .arg(out)
+        .args(args);
+    command.output().expect("run")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn answer(model: &Path) -> Value {
+    let output = trtvlm()
+        .arg("run")
+        .arg(model)
+        .arg("--image")
+        .arg(root().join("calibration/images/0024.png"))
+        .args(["--prompt", "describe the scene", "--json"])
+        .output()
+        .expect("run");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// Everything in a folder but hidden files.
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .expect("dir")
+        .map(|entry| {
+            entry
+                .expect("entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn cpu_bundle_answers_as_its_model_folder_does() {
+    let dir = tempfile::tempdir().expect("dir");
+    let expected = answer(&demo());
+    for precision in ["fp32", "fp16"] {
+        let out = dir.path().join(precision);
+        let output = build(
+            &demo(),
+            &out,
+            &["--target", "cpu", "--precision", precision, "--json"],
+        );
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let outcome: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(outcome["engines"].as_array().map(Vec::len), Some(3));
+        let given = answer(&out);
+        assert_eq!(given["token_ids"], expected["token_ids"], "{precision}");
+        assert_eq!(given["precision"], precision);
+        let bundle = Bundle::open(&out).expect("bundle");
+        assert_eq!(bundle.digest(), outcome["manifest_sha256"]);
+    }
+    assert_eq!(names(dir.path()), ["fp16", "fp32"]);
+}
+
+#[test]
+fn cpu_bundle_of_a_contrib_decoder_is_built_and_answers() {
+    let dir = tempfile::tempdir().expect("dir");
+    let model = root().join("tests/data/tiny/smolvlm-tiny-contrib-sep");
+    let out = dir.path().join("bundle");
+    let output = build(&model, &out, &["--target", "cpu"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(
+        answer(&out)["token_ids"]
+            .as_array()
+            .is_some_and(|ids| !ids.is_empty())
+    );
+}
+
+#[test]
+fn build_over_an_existing_bundle_needs_force() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("bundle");
+    assert!(build(&demo(), &out, &["--target", "cpu"]).status.success());
+    let before = Bundle::open(&out).expect("bundle").digest().to_owned();
+    let refused = build(&demo(), &out, &["--target", "cpu", "--precision", "fp32"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        text(&refused.stderr).contains("--force"),
+        "{}",
+        text(&refused.stderr)
+    );
+    assert_eq!(Bundle::open(&out).expect("bundle").digest(), before);
+    let forced = build(
+        &demo(),
+        &out,
+        &["--target", "cpu", "--precision", "fp32", "--force"],
+    );
+    assert!(forced.status.success(), "{}", text(&forced.stderr));
+    assert_ne!(Bundle::open(&out).expect("bundle").digest(), before);
+}
+
+#[test]
+fn build_with_bad_arguments_leaves_nothing() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("bundle");
+    let cases: [(&[&str], i32, &str); 6] = [
+        (
+            &["--target", "cpu", "--max-context", "10"],
+            1,
+            "max-context",
+        ),
+        (
+            &["--target", "cpu", "--max-context", "100000"],
+            1,
+            "max-context",
+        ),
+        (
+            &["--target", "cpu", "--draft-tokens", "99"],
+            1,
+            "draft-tokens",
+        ),
+        (&["--target", "cpu", "--variant", "q4"], 1, "fp16"),
+        (&["--target", "toaster"], 2, "toaster"),
+        (&["--precision", "int1"], 2, "int1"),
+    ];
+    for (args, status, word) in cases {
+        let output = build(&demo(), &out, args);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {stderr}");
+        assert!(stderr.contains(word), "{args:?}: {stderr}");
+    }
+    assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
+}
+
+#[test]
+fn run_of_a_damaged_bundle_is_refused_with_the_file_named() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("bundle");
+    assert!(build(&demo(), &out, &["--target", "cpu"]).status.success());
+    let path = out.join("engines/decoder.onnx.data");
+    let mut bytes = std::fs::read(&path).expect("read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).expect("write");
+    let output = trtvlm()
+        .arg("run")
+        .arg(&out)
+        .arg("--image")
+        .arg(root().join("calibration/images/0024.png"))
+        .args(["--prompt", "x"])
+        .output()
+        .expect("run");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains("decoder.onnx.data"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn killed_build_leaves_no_bundle_and_the_next_one_cleans_up() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("bundle");
+    for delay_ms in [0, 20, 60, 120, 240, 480] {
+        let mut child = trtvlm()
+            .arg("build")
+            .arg(demo())
+            .arg("--out")
+            .arg(&out)
+            .args(["--target", "cpu", "--force"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("spawn");
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        if out.exists() {
+            Bundle::open(&out).expect("what is there is whole");
+        }
+    }
+    let output = build(&demo(), &out, &["--target", "cpu", "--force"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(names(dir.path()), ["bundle"]);
+}
+
+#[cfg(not(feature = "tensorrt"))]
+#[test]
+fn build_for_a_gpu_without_tensorrt_says_how_to_get_it() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("bundle");
+    let output = build(&demo(), &out, &["--target", "sm86"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains("--features tensorrt"),
+        "{}",
+        text(&output.stderr)
+    );
+    assert!(names(dir.path()).is_empty());
+}
+
+#[cfg(feature = "tensorrt")]
+mod tensorrt {
+    use super::*;
+
+    #[test]
+    fn plans_and_graphs_stand_in_one_bundle() {
+        let dir = tempfile::tempdir().expect("dir");
+        let out = dir.path().join("bundle");
+        let output = build(&demo(), &out, &["--target", "sm86,cpu", "--json"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let bundle = Bundle::open(&out).expect("bundle");
+        let manifest = bundle.manifest();
+        assert_eq!(manifest.engines.len(), 2);
+        let plans = &manifest.engines[0];
+        assert!(plans.engine.to_string().contains("RTX"), "{}", plans.engine);
+        let decoder = plans.component("decoder").expect("decoder");
+        // inputs_embeds, attention_mask, position_ids, logit_rows, and keys and values of 4 layers.
+        assert_eq!((decoder.inputs.len(), decoder.outputs.len()), (12, 9));
+        let profiles: Vec<&str> = decoder.profiles.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(profiles, ["prefill", "step"]);
+        let floats = decoder.inputs.iter().filter(|t| t.name.starts_with("past"));
+        assert!(floats.clone().count() == 8 && floats.clone().all(|t| t.dtype == "f16"));
+        for component in &plans.components {
+            let path = bundle.file(&component.file).expect("file");
+            assert!(
+                std::fs::metadata(path).expect("plan").len() > 100_000,
+                "{}",
+                component.file
+            );
+        }
+        assert_eq!(answer(&out)["text"], "1 white car and 1 blue boat on grass");
+    }
+
+    #[test]
+    fn fp16_plans_are_about_half_the_size_of_fp32_ones() {
+        let dir = tempfile::tempdir().expect("dir");
+        let bytes = ["fp32", "fp16"].map(|precision| {
+            let out = dir.path().join(precision);
+            let output = build(
+                &demo(),
+                &out,
+                &["--target", "sm86", "--precision", precision, "--json"],
+            );
+            assert!(output.status.success(), "{}", text(&output.stderr));
+            let outcome: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+            outcome["engines"][2]["bytes"].as_u64().expect("bytes") as f64
+        });
+        let ratio = bytes[1] / bytes[0];
+        assert!((0.45..0.7).contains(&ratio), "{ratio}");
+    }
+
+    #[test]
+    fn plans_only_bundle_on_the_cpu_says_what_it_was_built_for() {
+        let dir = tempfile::tempdir().expect("dir");
+        let out = dir.path().join("bundle");
+        assert!(build(&demo(), &out, &["--target", "sm86"]).status.success());
+        let output = trtvlm()
+            .arg("run")
+            .arg(&out)
+            .arg("--image")
+            .arg(root().join("calibration/images/0024.png"))
+            .args(["--prompt", "x"])
+            .output()
+            .expect("run");
+        assert_eq!(output.status.code(), Some(1));
+        let stderr = text(&output.stderr);
+        assert!(
+            stderr.contains("sm86") && stderr.contains("cpu"),
+            "{stderr}"
+        );
+    }
+
+    #[test]
+    fn graph_that_kills_the_parser_is_an_error_and_leaves_nothing() {
+        let dir = tempfile::tempdir().expect("dir");
+        let out = dir.path().join("bundle");
+        let model = root().join("tests/data/tiny/fastvlm-tiny-contrib-sep");
+        let output = build(&model, &out, &["--target", "sm86", "--variant", "fp32"]);
+        assert_eq!(output.status.code(), Some(1));
+        let stderr = text(&output.stderr);
+        assert!(stderr.contains("com.microsoft"), "{stderr}");
+        assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
+    }
+
+    #[test]
+    fn unknown_sm_is_refused_with_those_that_are_known() {
+        let dir = tempfile::tempdir().expect("dir");
+        let out = dir.path().join("bundle");
+        for sm in ["sm87", "sm90"] {
+            let output = build(&demo(), &out, &["--target", sm]);
+            assert_eq!(output.status.code(), Some(1));
+            let stderr = text(&output.stderr);
+            assert!(stderr.contains(sm) && stderr.contains("sm86"), "{stderr}");
+        }
+        assert!(names(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn interrupted_build_ends_with_130_and_leaves_nothing() {
+        let dir = tempfile::tempdir().expect("dir");
+        let out = dir.path().join("bundle");
+        let child = trtvlm()
+            .arg("build")
+            .arg(demo())
+            .arg("--out")
+            .arg(&out)
+            .args(["--target", "sm86"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("spawn");
+        std::thread::sleep(Duration::from_millis(400));
+        let pid = child.id().to_string();
+        let signalled = std::process::Command::new("kill")
+            .args(["-INT", &pid])
+            .status();
+        assert!(signalled.expect("kill").success());
+        let output = child.wait_with_output().expect("wait");
+        assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+        assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
+    }
+}
