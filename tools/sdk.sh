@@ -73,7 +73,7 @@ wheel() { # name version sha256
         echo "$1==$2 --hash=sha256:$3" >"$downloads/part/requirements.txt"
         python3 -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
             --only-binary=:all: --dest "$downloads/part" --requirement "$downloads/part/requirements.txt" >&2 ||
-            die "pip could not fetch $1 $2: is there a network?"
+            die "pip could not fetch $1 $2, see above"
         mv "$downloads/part/"*.whl "$file"
         rm -rf "$downloads/part"
     fi
@@ -97,7 +97,7 @@ $1 = "=$2"
 [workspace]
 END
     (cd "$package" && cargo metadata --quiet --format-version 1 >metadata.json) ||
-        die "cargo could not fetch $1 $2: is there a network?"
+        die "cargo could not fetch $1 $2, see above"
     source=$(python3 - "$package/metadata.json" "$1" <<'END'
 import json, os, sys
 packages = json.load(open(sys.argv[1]))["packages"]
