@@ -366,3 +366,182 @@ fn set_dtype(value: &mut ValueInfoProto, dtype: Option<DataType>) {
         tensor.elem_type = Some(dtype as i32);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{cast, maker, model, ops, scalar, value};
+    use super::*;
+    use crate::onnx::DataType::{Bool, F16, F32, I64};
+
+    fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
+        NodeProto::new(op, inputs, &[output])
+    }
+
+    fn dtype(model: &OnnxModel, name: &str) -> Option<DataType> {
+        check_types(model).expect("consistent").get(name)
+    }
+
+    /// A normed product whose input, a residual and an output are read in both types.
+    fn normed() -> OnnxModel {
+        model(
+            vec![value("x", F32)],
+            vec![scalar("w", 0.5), scalar("gamma", 2.0)],
+            vec![
+                node("ReduceMean", &["x"], "mean"),
+                node("Sub", &["x", "mean"], "centred"),
+                node("Mul", &["centred", "gamma"], "normed"),
+                node("MatMul", &["normed", "w"], "q"),
+                node("MatMul", &["normed", "w"], "k"),
+                node("Add", &["q", "k"], "y"),
+            ],
+            vec![value("y", F32), value("normed", F32)],
+        )
+    }
+
+    #[test]
+    fn to_fp16_casts_each_value_once_and_keeps_names_and_order() {
+        let mut model = normed();
+        let report = to_fp16(&mut model, &Fp16Options::default()).expect("pass");
+        assert_eq!(
+            ops(&model),
+            [
+                "Cast",
+                "ReduceMean",
+                "Sub",
+                "Mul",
+                "Cast",
+                "MatMul",
+                "MatMul",
+                "Add"
+            ]
+        );
+        assert_eq!((report.n_casts, report.n_half, report.n_single), (2, 3, 3));
+        // The output that is computed in FP32 is the FP16 cast that its readers have anyway.
+        assert_eq!(maker(&model, "q").input[0], "normed");
+        assert_eq!(maker(&model, "normed").op_type, "Cast");
+        assert_eq!(dtype(&model, "normed"), Some(F16));
+        assert_eq!(dtype(&model, "normed_f32"), Some(F32));
+        assert_eq!(dtype(&model, "w"), Some(F16));
+        assert_eq!(dtype(&model, "gamma"), Some(F32));
+        assert_eq!(report.n_half_constants, 1);
+        assert_eq!(model.graph().inputs()[0].dtype, Some(F16));
+        assert!(model.graph().outputs().iter().all(|o| o.dtype == Some(F16)));
+    }
+
+    #[test]
+    fn to_fp16_with_fp32_borders_casts_there() {
+        let mut model = normed();
+        let options = Fp16Options {
+            io: F32,
+            ..Fp16Options::default()
+        };
+        to_fp16(&mut model, &options).expect("pass");
+        assert_eq!(dtype(&model, "x"), Some(F32));
+        assert_eq!(maker(&model, "mean").input[0], "x");
+        assert_eq!(maker(&model, "normed").op_type, "Mul");
+        let last = maker(&model, "y");
+        assert_eq!(
+            (last.op_type.as_str(), last.input[0].as_str()),
+            ("Cast", "y_f16")
+        );
+        assert_eq!(maker(&model, "y_f16").op_type, "Add");
+    }
+
+    #[test]
+    fn to_fp16_of_its_own_result_changes_nothing() {
+        let mut model = normed();
+        let options = Fp16Options::default();
+        let first = to_fp16(&mut model, &options).expect("first");
+        let ops_before = ops(&model).join(" ");
+        let second = to_fp16(&mut model, &options).expect("second");
+        assert_eq!(first, second);
+        assert_eq!(ops(&model).join(" "), ops_before);
+    }
+
+    #[test]
+    fn to_fp16_stores_a_constant_in_each_type_that_is_read() {
+        let mut model = model(
+            vec![value("x", F32)],
+            vec![scalar("w", 1e-9)],
+            vec![
+                node("Sqrt", &["x"], "root"),
+                node("Mul", &["root", "w"], "a"),
+                node("MatMul", &["x", "w"], "b"),
+                node("Add", &["a", "b"], "y"),
+            ],
+            vec![value("y", F32)],
+        );
+        let report = to_fp16(&mut model, &Fp16Options::default()).expect("pass");
+        assert_eq!(dtype(&model, "w"), Some(F32));
+        assert_eq!(dtype(&model, "w_f16"), Some(F16));
+        assert_eq!((report.n_flushed, report.weight_bytes), (1, 6));
+        let casts = model.graph().node.iter().filter(|n| n.op_type == "Cast");
+        assert!(casts.into_iter().all(|n| n.input[0] != "w"));
+    }
+
+    #[test]
+    fn to_fp16_reports_constants_beyond_range_and_keeps_them() {
+        let mut model = model(
+            vec![value("x", F32)],
+            vec![scalar("w", 7e4)],
+            vec![node("MatMul", &["x", "w"], "y")],
+            vec![value("y", F32)],
+        );
+        let report = to_fp16(&mut model, &Fp16Options::default()).expect("pass");
+        assert_eq!(report.beyond_range, [("w".to_owned(), 1)]);
+        assert_eq!(dtype(&model, "w"), Some(F32));
+        assert_eq!(ops(&model), ["Cast", "MatMul", "Cast"]);
+    }
+
+    #[test]
+    fn to_fp16_leaves_integers_and_booleans_and_types_what_is_made() {
+        let mut model = model(
+            vec![value("x", F32), value("n", I64), value("b", Bool)],
+            vec![],
+            vec![
+                node("Add", &["n", "n"], "m"),
+                node("Not", &["b"], "nb"),
+                cast("nb", "factor", F32),
+                node("ConstantOfShape", &["n"], "zeros"),
+                node("Where", &["b", "x", "zeros"], "chosen"),
+                node("Mul", &["chosen", "factor"], "y"),
+            ],
+            vec![value("y", F32), value("m", I64)],
+        );
+        let report = to_fp16(&mut model, &Fp16Options::default()).expect("pass");
+        assert_eq!(report.n_casts, 0);
+        assert_eq!(dtype(&model, "factor"), Some(F16));
+        assert_eq!(dtype(&model, "zeros"), Some(F16));
+        assert_eq!(dtype(&model, "m"), Some(I64));
+        assert_eq!(model.graph().outputs()[1].dtype, Some(I64));
+    }
+
+    #[test]
+    fn to_fp32_widens_fp16_files() {
+        let mut model = normed();
+        to_fp16(&mut model, &Fp16Options::default()).expect("fp16");
+        to_fp32(&mut model).expect("fp32");
+        assert!(!ops(&model).contains(&"Cast"));
+        for name in ["x", "y", "normed", "w", "gamma"] {
+            assert_eq!(dtype(&model, name), Some(F32), "{name}");
+        }
+    }
+
+    #[test]
+    fn to_fp16_of_a_returned_constant_or_another_type_is_refused() {
+        let mut returned = model(
+            vec![value("x", F32)],
+            vec![scalar("w", 1.0)],
+            vec![node("Relu", &["x"], "y")],
+            vec![value("y", F32), value("w", F32)],
+        );
+        let error = to_fp16(&mut returned, &Fp16Options::default()).expect_err("constant");
+        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+        let options = Fp16Options {
+            io: I64,
+            ..Fp16Options::default()
+        };
+        let error = to_fp16(&mut normed(), &options).expect_err("type");
+        assert!(matches!(error, Error::Argument { .. }), "{error}");
+    }
+}

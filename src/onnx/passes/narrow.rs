@@ -44,7 +44,9 @@ pub(super) fn to_half(tensor: &TensorProto, path: &Path) -> Result<Narrowed> {
         halves.convert_from_f32_slice(chunk);
         let flushed = |(v, h): &(&f32, &f16)| **v != 0.0 && h.to_bits() & 0x7fff == 0;
         n_flushed += chunk.iter().zip(&*halves).filter(flushed).count() as u64;
-        raw.extend(halves.iter().flat_map(|h| h.to_le_bytes()));
+        for half in halves {
+            raw.extend_from_slice(&half.to_le_bytes());
+        }
     })?;
     Ok(Narrowed {
         tensor: TensorProto::from_raw(&tensor.name, DataType::F16, &tensor.dims, raw),
@@ -56,7 +58,9 @@ pub(super) fn to_half(tensor: &TensorProto, path: &Path) -> Result<Narrowed> {
 pub(super) fn to_single(tensor: &TensorProto, path: &Path) -> Result<TensorProto> {
     let mut raw = Vec::with_capacity(tensor.len(path)? as usize * 4);
     for_each_chunk(tensor, path, |chunk| {
-        raw.extend(chunk.iter().flat_map(|v| v.to_le_bytes()));
+        for value in chunk {
+            raw.extend_from_slice(&value.to_le_bytes());
+        }
     })?;
     Ok(TensorProto::from_raw(
         &tensor.name,

@@ -215,3 +215,140 @@ impl Refused {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{cast, model, ops, scalar, value};
+    use super::*;
+    use crate::onnx::DataType::{Bool, F16, F32, I64, U8};
+    use crate::onnx::proto::{AttributeProto, GraphProto, TensorProto};
+
+    fn infer(node: NodeProto) -> Types {
+        let inputs = vec![
+            value("x", F32),
+            value("h", F16),
+            value("n", I64),
+            value("b", Bool),
+        ];
+        let constants = vec![scalar("s", 1.0), TensorProto::from_i64("i", &[1], &[0])];
+        let output = node.output[0].clone();
+        let model = model(inputs, constants, vec![node], vec![value(&output, F32)]);
+        Types::infer(&model).expect("types")
+    }
+
+    #[test]
+    fn infer_follows_every_kind_of_output() {
+        let node = NodeProto::new;
+        let full = |tensor: Option<TensorProto>| {
+            let mut full = node("ConstantOfShape", &["n"], &["y"]);
+            if let Some(tensor) = tensor {
+                full.set_tensor("value", tensor);
+            }
+            full
+        };
+        let cases = [
+            (node("Add", &["x", "s"], &["y"]), F32),
+            (node("Relu", &["h"], &["y"]), F16),
+            (node("Shape", &["h"], &["y"]), I64),
+            (node("Equal", &["x", "s"], &["y"]), Bool),
+            (node("Where", &["b", "h", "h"], &["y"]), F16),
+            (node("Gather", &["h", "n"], &["y"]), F16),
+            (node("Range", &["n", "n", "n"], &["y"]), I64),
+            (cast("b", "y", F16), F16),
+            (full(None), F32),
+            (full(Some(TensorProto::from_i64("", &[1], &[1]))), I64),
+            (node("OneHot", &["n", "n", "h"], &["y"]), F16),
+            (node("Clip", &["x", "", "s"], &["y"]), F32),
+            (node("QuantizeLinear", &["x", "s"], &["y"]), U8),
+            (node("DequantizeLinear", &["n", "s"], &["y"]), F32),
+            (node("NonZero", &["b"], &["y"]), I64),
+        ];
+        for (node, expected) in cases {
+            let op = node.op();
+            assert_eq!(infer(node).get("y"), Some(expected), "{op}");
+        }
+        let types = infer(node("TopK", &["h", "i"], &["y", "indices"]));
+        assert_eq!(
+            (types.get("y"), types.get("indices")),
+            (Some(F16), Some(I64))
+        );
+        let norm = node(
+            "LayerNormalization",
+            &["h", "h"],
+            &["y", "mean", "deviation"],
+        );
+        let types = infer(norm);
+        assert_eq!((types.get("y"), types.get("mean")), (Some(F16), Some(F32)));
+    }
+
+    #[test]
+    fn infer_names_every_node_that_it_cannot_handle() {
+        let mut branch = NodeProto::new("If", &["b"], &["c"]);
+        branch.attribute.push(AttributeProto {
+            name: "then_branch".to_owned(),
+            g: Some(GraphProto::default()),
+            ..AttributeProto::default()
+        });
+        let nodes = vec![
+            NodeProto::new("Wobble", &["x"], &["a"]),
+            NodeProto::new("Relu", &["a"], &["r"]),
+            NodeProto::new("Warble", &["r"], &["y"]),
+            branch,
+        ];
+        let model = model(
+            vec![value("x", F32), value("b", Bool)],
+            vec![],
+            nodes,
+            vec![value("y", F32)],
+        );
+        let error = Types::infer(&model).expect_err("unknown").to_string();
+        for part in [
+            "a/Wobble",
+            "y/Warble",
+            "c/If",
+            "unknown operator",
+            "subgraphs",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(!error.contains("Relu"), "{error}");
+    }
+
+    #[test]
+    fn infer_of_a_value_that_nothing_makes_is_malformed() {
+        let node = NodeProto::new("Relu", &["ghost"], &["y"]);
+        let model = model(vec![], vec![], vec![node], vec![value("y", F32)]);
+        let error = Types::infer(&model).expect_err("dangling").to_string();
+        assert!(error.contains("ghost"), "{error}");
+    }
+
+    #[test]
+    fn check_types_refuses_mixed_operands_and_wrong_outputs() {
+        let mixed = |declared| {
+            model(
+                vec![value("x", F32), value("h", F16)],
+                vec![],
+                vec![
+                    NodeProto::new("Add", &["x", "h"], &["a"]),
+                    NodeProto::new("Mul", &["h", "x"], &["y"]),
+                ],
+                vec![value("y", declared)],
+            )
+        };
+        let error = check_types(&mixed(F16)).expect_err("mixed").to_string();
+        assert!(
+            error.contains("a/Add") && error.contains("y/Mul"),
+            "{error}"
+        );
+        assert!(error.contains("mixes f16 and f32"), "{error}");
+
+        let wrong = model(
+            vec![value("x", F32)],
+            vec![],
+            vec![NodeProto::new("Relu", &["x"], &["y"])],
+            vec![value("y", F16)],
+        );
+        assert_eq!(ops(&wrong), ["Relu"]);
+        assert!(matches!(check_types(&wrong), Err(Error::Shape { .. })));
+    }
+}
