@@ -240,6 +240,13 @@ impl Axis {
         (first as usize, &self.weights[at..at + n as usize])
     }
 
+    /// Inputs of all output positions together.
+    pub(super) fn used(&self) -> Range<usize> {
+        let start = self.spans.first().map_or(0, |span| span.0);
+        let end = self.spans.last().map_or(0, |span| span.0 + span.1);
+        start as usize..end as usize
+    }
+
     /// Sum of the weights of output position `i` that fall outside the image.
     #[inline(always)]
     pub(super) fn outside(&self, i: usize) -> i32 {
@@ -265,7 +272,7 @@ mod tests {
     #[test]
     fn axis_of_equal_lengths_copies() {
         for code in 0..6 {
-            let filter = Filter::from_code(code).unwrap();
+            let filter = Filter::from_code(code).expect("a known code");
             let axis = Axis::new(filter, 9, 9, 2..7);
             assert_eq!(axis.copied_from(), Some(2));
             assert_eq!(axis.taps(0), (2, &[1 << PRECISION_BITS][..]));
@@ -275,7 +282,7 @@ mod tests {
     #[test]
     fn axis_weights_sum_to_one_within_rounding() {
         for code in 1..6 {
-            let filter = Filter::from_code(code).unwrap();
+            let filter = Filter::from_code(code).expect("a known code");
             for (from, to) in [(1, 1000), (1000, 1), (7, 5), (1920, 1024), (5, 7)] {
                 let axis = Axis::new(filter, from, to, 0..to);
                 for i in 0..to {
@@ -292,7 +299,7 @@ mod tests {
     #[test]
     fn axis_of_a_window_equals_that_part_of_the_whole() {
         for code in 0..6 {
-            let filter = Filter::from_code(code).unwrap();
+            let filter = Filter::from_code(code).expect("a known code");
             let whole = Axis::new(filter, 100, 37, 0..37);
             let part = Axis::new(filter, 100, 37, 11..20);
             for i in 0..part.len() {

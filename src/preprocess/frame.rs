@@ -127,7 +127,7 @@ mod tests {
     fn frame_of_wrong_length_or_size_is_refused() {
         assert!(Frame::new("f", 2, 3, vec![0; 18]).is_ok());
         for (w, h, n) in [(2, 3, 17), (2, 3, 19), (0, 3, 0), (3, 0, 0)] {
-            let error = Frame::new("cam", w, h, vec![0; n]).unwrap_err();
+            let error = Frame::new("cam", w, h, vec![0; n]).expect_err("refused");
             assert!(matches!(error, Error::Image { .. }), "{w}x{h}: {error}");
             assert!(error.to_string().contains("cam"));
         }
@@ -137,18 +137,18 @@ mod tests {
             (usize::MAX, usize::MAX),
             (30_000, 30_000),
         ] {
-            let error = Frame::new("cam", w, h, Vec::new()).unwrap_err();
+            let error = Frame::new("cam", w, h, Vec::new()).expect_err("refused");
             assert!(matches!(error, Error::TooLarge { .. }), "{w}x{h}: {error}");
         }
     }
 
     #[test]
     fn load_of_a_missing_file_or_a_folder_names_it() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().expect("temporary folder");
         for path in [dir.path().join("none.png"), dir.path().to_owned()] {
-            let error = Frame::load(&path).unwrap_err();
+            let error = Frame::load(&path).expect_err("refused");
             assert!(matches!(error, Error::Io { .. }), "{error}");
-            assert!(error.to_string().contains(path.to_str().unwrap()));
+            assert!(error.to_string().contains(path.to_str().expect("UTF-8")));
         }
     }
 }

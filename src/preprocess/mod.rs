@@ -14,6 +14,8 @@
 //! * Reference: the PIL backend of `transformers` 5.23 (`CLIPImageProcessorPil`,
 //!   `LlavaImageProcessorPil`, `Idefics3ImageProcessorPil`, `SmolVLMImageProcessorPil`) on
 //!   Pillow 13. `image_aspect_ratio: pad` is LLaVA's pad to a square in the colour of the mean.
+//! * Pillow up to 12 differs from 13 only where the vertical pass comes first in 13: when a
+//!   resize takes away more than twice as many rows as columns, as in images taller than 2:1.
 //! * The torchvision backend of the same version resizes with shorter fixed-point weights and
 //!   fuses rescaling with normalisation: its results differ by at most 2 of 255 levels, in less
 //!   than 2 % of the values, on the pictures that were compared.
@@ -21,8 +23,9 @@
 //! Files are converted as `PIL.Image.open(..).convert("RGB")` does: alpha is dropped, not
 //! composited, EXIF orientation is not applied, 16-bit grey is *clipped* to 255 (not scaled),
 //! 16-bit colour keeps its high byte. Only the first frame of an animation is read. JPEG decoders
-//! differ from each other by a few levels, so for JPEG (and JPEG inside TIFF) the promise holds
-//! from the decoded pixels on.
+//! differ from each other by a few levels (to libjpeg-turbo 5 at most, 2 or less in 99.99 % of the
+//! values of 70 files), so for JPEG (and JPEG inside TIFF) the promise holds from the decoded
+//! pixels on. PNM files with a maximum other than 255 and 65,535 may be off by one level.
 
 mod config;
 mod decode;

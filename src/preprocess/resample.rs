@@ -77,20 +77,6 @@ impl<'a> Canvas<'a> {
             passes.run_columns_first(sink);
         }
     }
-
-    /// Row `y` of the image and at least one byte more, in `scratch` if it is the last.
-    fn row<'b>(&self, y: usize, scratch: &'b mut Vec<u8>) -> &'b [u8]
-    where
-        'a: 'b,
-    {
-        let (start, end) = (y * self.width * 3, (y + 1) * self.width * 3);
-        self.rgb.get(start..end + 1).unwrap_or_else(|| {
-            scratch.clear();
-            scratch.extend_from_slice(&self.rgb[start..end]);
-            scratch.push(0);
-            scratch
-        })
-    }
 }
 
 struct Passes<'a> {
@@ -110,22 +96,29 @@ impl Passes<'_> {
     }
 
     fn run_columns_first(&self, mut sink: impl FnMut(usize, &[u8])) {
-        let len = self.x.len() * 3;
-        // Row `r` of the image, its columns mixed, is in slot `r % depth`.
-        let depth = self.y.max_taps();
+        let (stride, len) = (self.canvas.width * 3, self.x.len() * 3);
+        // Row `r` of the image, its columns mixed, is in slot `r % depth`; rows are mixed some
+        // ahead of their use.
+        let depth = self.y.max_taps() + BATCH - 1;
         let mut ring = vec![0u8; len * depth];
+        let mut batch = vec![0u8; len * BATCH];
         let mut mixed = vec![0u8; len];
-        let mut scratch = Vec::new();
+        let mut wide = self.wide();
         let mut offsets = Vec::with_capacity(depth);
         let mut next = 0;
         for i in 0..self.y.len() {
             let (first, weights) = self.y.taps(i);
             let end = first + weights.len();
-            for r in next.max(first)..end {
-                let row = self.canvas.row(r, &mut scratch);
-                self.mix_columns(row, &mut ring[r % depth * len..][..len]);
+            next = next.max(first);
+            while next < end {
+                let n = BATCH.min(self.canvas.height - next);
+                let rows = &self.canvas.rgb[next * stride..][..n * stride];
+                self.mix_columns(rows, &mut wide, &mut batch[..n * len]);
+                for (r, row) in batch.chunks_exact(len).take(n).enumerate() {
+                    ring[(next + r) % depth * len..][..len].copy_from_slice(row);
+                }
+                next += n;
             }
-            next = next.max(end);
             offsets.clear();
             offsets.extend((first..end).map(|r| r % depth * len));
             if let ([offset], [UNIT]) = (&offsets[..], weights) {
@@ -138,59 +131,93 @@ impl Passes<'_> {
     }
 
     fn run_rows_first(&self, mut sink: impl FnMut(usize, &[u8])) {
-        let stride = self.canvas.width * 3;
-        let mut mixed = vec![0u8; stride + 1];
-        let mut out = vec![0u8; self.x.len() * 3];
+        let (stride, len) = (self.canvas.width * 3, self.x.len() * 3);
+        let mut mixed = vec![0u8; stride * BATCH];
+        let mut batch = vec![0u8; len * BATCH];
+        let mut wide = self.wide();
         let mut offsets = Vec::with_capacity(self.y.max_taps());
-        for i in 0..self.y.len() {
-            let (first, weights) = self.y.taps(i);
-            offsets.clear();
-            offsets.extend((first..first + weights.len()).map(|r| r * stride));
-            self.mix_rows(i, self.canvas.rgb, &offsets, &mut mixed[..stride]);
-            self.mix_columns(&mixed, &mut out);
-            sink(i, &out);
+        for i in (0..self.y.len()).step_by(BATCH) {
+            let n = BATCH.min(self.y.len() - i);
+            for (k, mixed) in mixed.chunks_exact_mut(stride).take(n).enumerate() {
+                let (first, weights) = self.y.taps(i + k);
+                offsets.clear();
+                offsets.extend((first..first + weights.len()).map(|r| r * stride));
+                self.mix_rows(i + k, self.canvas.rgb, &offsets, mixed);
+            }
+            self.mix_columns(&mixed[..n * stride], &mut wide, &mut batch[..n * len]);
+            for (k, row) in batch.chunks_exact(len).take(n).enumerate() {
+                sink(i + k, row);
+            }
         }
     }
 
-    fn mix_columns(&self, row: &[u8], out: &mut [u8]) {
-        let (axis, fill) = (self.x, self.canvas.fill);
+    fn wide(&self) -> Vec<[u8; CHUNK]> {
+        vec![[0; CHUNK]; self.canvas.width]
+    }
+
+    fn mix_columns(&self, rows: &[u8], wide: &mut [[u8; CHUNK]], out: &mut [u8]) {
         MixColumns {
-            row,
-            axis,
-            fill,
+            rows,
+            wide,
+            axis: self.x,
+            fill: self.canvas.fill,
             out,
         }
         .dispatch();
     }
 
     fn mix_rows(&self, i: usize, rows: &[u8], offsets: &[usize], out: &mut [u8]) {
-        let weights = self.y.taps(i).1;
-        let outside = self.y.outside(i);
-        let start = self
-            .canvas
-            .fill
-            .map(|fill| HALF + i32::from(fill) * outside);
         MixRows {
             rows,
             offsets,
-            weights,
-            start,
+            weights: self.y.taps(i).1,
+            outside: self.y.outside(i),
+            fill: self.canvas.fill,
             out,
         }
         .dispatch();
     }
 }
 
-/// Rounds a sum of weighted pixels that began with [`HALF`], and clips it.
+/// Bytes that are mixed at once: whole pixels, and enough of them that the compiler makes
+/// vectors of any width of them.
+const CHUNK: usize = 48;
+
+/// What the sums of a chunk of pixels begin with, if `outside` is the sum of weights that fall on
+/// the colour `fill`.
 #[inline(always)]
-fn to_u8(sum: i32) -> u8 {
-    (sum >> PRECISION_BITS).clamp(0, 255) as u8
+fn start_of_chunk(fill: [u8; 3], outside: i32) -> [i32; CHUNK] {
+    let mut sums = [0; CHUNK];
+    for pixel in sums.as_chunks_mut::<3>().0 {
+        *pixel = fill.map(|fill| HALF + i32::from(fill) * outside);
+    }
+    sums
 }
 
-/// One output row from one input row: each pixel is a weighted sum of its neighbours.
+#[inline(always)]
+fn add(sums: &mut [i32], levels: &[u8], weight: i32) {
+    for (sum, &v) in sums.iter_mut().zip(levels) {
+        *sum += i32::from(v) * weight;
+    }
+}
+
+/// Turns sums of weighted levels, which began with [`HALF`], into levels again.
+#[inline(always)]
+fn finish(sums: &[i32], levels: &mut [u8]) {
+    for (level, sum) in levels.iter_mut().zip(sums) {
+        *level = (sum >> PRECISION_BITS).clamp(0, 255) as u8;
+    }
+}
+
+/// Rows whose columns are mixed at once: a chunk holds one pixel of each.
+const BATCH: usize = CHUNK / 3;
+
+/// Up to [`BATCH`] output rows from as many input rows: each pixel is a weighted sum of its
+/// neighbours.
 struct MixColumns<'a> {
-    /// Pixels, and one more byte.
-    row: &'a [u8],
+    rows: &'a [u8],
+    /// Room for the pixels of all rows side by side.
+    wide: &'a mut [[u8; CHUNK]],
     axis: &'a Axis,
     fill: [u8; 3],
     out: &'a mut [u8],
@@ -201,24 +228,34 @@ impl SimdOp for MixColumns<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, _: I) {
+        let (stride, len) = (self.wide.len() * 3, self.axis.len() * 3);
+        let rows = self.rows.chunks_exact(stride);
         if let Some(first) = self.axis.copied_from() {
-            self.out
-                .copy_from_slice(&self.row[first * 3..][..self.out.len()]);
+            for (out, row) in self.out.chunks_exact_mut(len).zip(rows) {
+                out.copy_from_slice(&row[first * 3..][..len]);
+            }
             return;
         }
-        for (i, out) in self.out.as_chunks_mut::<3>().0.iter_mut().enumerate() {
+        let used = self.axis.used();
+        for (k, row) in rows.enumerate() {
+            let pixels = &row.as_chunks::<3>().0[used.clone()];
+            for (wide, pixel) in self.wide[used.clone()].iter_mut().zip(pixels) {
+                wide[k * 3..][..3].copy_from_slice(pixel);
+            }
+        }
+        for i in 0..self.axis.len() {
             let (first, weights) = self.axis.taps(i);
             let outside = self.axis.outside(i);
-            let start = self.fill.map(|fill| HALF + i32::from(fill) * outside);
-            // The fourth lane is the next pixel's red, for the sake of whole vectors.
-            let mut sums = [start[0], start[1], start[2], 0];
-            let pixels = &self.row[first * 3..][..weights.len() * 3 + 1];
-            for (&w, pixel) in weights.iter().zip(pixels.windows(4).step_by(3)) {
-                for (sum, &v) in sums.iter_mut().zip(pixel) {
-                    *sum += i32::from(v) * w;
-                }
+            let mut sums = start_of_chunk(self.fill, outside);
+            for (&w, pixels) in weights.iter().zip(&self.wide[first..]) {
+                add(&mut sums, pixels, w);
             }
-            *out = [to_u8(sums[0]), to_u8(sums[1]), to_u8(sums[2])];
+            let mut levels = [0; CHUNK];
+            finish(&sums, &mut levels);
+            let pixels = levels.as_chunks::<3>().0;
+            for (out, pixel) in self.out.chunks_exact_mut(len).zip(pixels) {
+                out[i * 3..][..3].copy_from_slice(pixel);
+            }
         }
     }
 }
@@ -229,23 +266,18 @@ struct MixRows<'a> {
     /// Where in `rows` each row begins.
     offsets: &'a [usize],
     weights: &'a [i32],
-    /// What the sums of each channel begin with.
-    start: [i32; 3],
+    /// Sum of the weights of rows of the colour `fill`, which are not stored.
+    outside: i32,
+    fill: [u8; 3],
     out: &'a mut [u8],
 }
-
-/// Bytes of a row that are mixed at once, whole pixels.
-const CHUNK: usize = 48;
 
 impl SimdOp for MixRows<'_> {
     type Output = ();
 
     #[inline(always)]
     fn eval<I: Isa>(self, _: I) {
-        let mut start = [0; CHUNK];
-        for pixel in start.as_chunks_mut::<3>().0 {
-            *pixel = self.start;
-        }
+        let mut start = start_of_chunk(self.fill, self.outside);
         let (chunks, rest) = self.out.as_chunks_mut::<CHUNK>();
         let done = chunks.len() * CHUNK;
         let taps = || self.weights.iter().zip(self.offsets);
@@ -254,22 +286,13 @@ impl SimdOp for MixRows<'_> {
             for (&w, offset) in taps() {
                 add(&mut sums, &self.rows[offset + i * CHUNK..][..CHUNK], w);
             }
-            *out = sums.map(to_u8);
+            finish(&sums, out);
         }
         let sums = &mut start[..rest.len()];
         for (&w, offset) in taps() {
             add(sums, &self.rows[offset + done..][..sums.len()], w);
         }
-        for (out, &mut sum) in rest.iter_mut().zip(sums) {
-            *out = to_u8(sum);
-        }
-    }
-}
-
-#[inline(always)]
-fn add(sums: &mut [i32], row: &[u8], weight: i32) {
-    for (sum, &v) in sums.iter_mut().zip(row) {
-        *sum += i32::from(v) * weight;
+        finish(sums, rest);
     }
 }
 
@@ -302,15 +325,15 @@ mod tests {
     fn resample_of_made_frames_equals_pillow() {
         let path =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/preprocess/resize.json");
-        let text = std::fs::read(path).unwrap();
+        let text = std::fs::read(path).expect("golden file");
         let cases: Vec<(u64, usize, usize, usize, usize, String)> =
-            serde_json::from_slice(&text).unwrap();
+            serde_json::from_slice(&text).expect("golden cases");
         assert!(cases.len() >= 200);
         let wrong: Vec<_> = cases
             .iter()
             .filter(|(code, w, h, to_w, to_h, sha256)| {
                 let rgb = frame(*w, *h);
-                let filter = Filter::from_code(*code).unwrap();
+                let filter = Filter::from_code(*code).expect("a known code");
                 let out = resize(&Canvas::new(&rgb, *w, *h), filter, (*to_w, *to_h));
                 let digest: String = Sha256::digest(&out)
                     .iter()
@@ -334,7 +357,7 @@ mod tests {
                 stored[at..at + w * 3].copy_from_slice(&rgb[y * w * 3..][..w * 3]);
             }
             for code in 0..6 {
-                let filter = Filter::from_code(code).unwrap();
+                let filter = Filter::from_code(code).expect("a known code");
                 for to in [(11, 11), (64, 50)] {
                     let expected = resize(&Canvas::new(&stored, side, side), filter, to);
                     assert_eq!(
