@@ -276,3 +276,72 @@ fn sizes_of(
             actual: format!("{input} in {}", graph.path().display()),
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Model;
+
+    fn model(name: &str) -> Model {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        Model::load(&dir, None).expect(name)
+    }
+
+    #[test]
+    fn decoder_has_a_prefill_and_a_step_profile_that_agree_in_rank() {
+        let model = model("onnx/uav-tiny");
+        let capacity = Capacity::new(&model.config, None, 4, 17).expect("capacity");
+        assert_eq!((capacity.max_context, capacity.max_tiles), (1024, 1));
+        let graph = OnnxModel::load(&model.files.decoder).expect("graph");
+        let made = profiles(ComponentKind::Decoder, &graph, &model.config, &capacity);
+        let made = made.expect("profiles");
+        let names: Vec<&str> = made.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(names, ["prefill", "step"]);
+        for profile in &made {
+            for input in &profile.inputs {
+                let ordered = (0..input.min.len())
+                    .all(|i| input.min[i] <= input.opt[i] && input.opt[i] <= input.max[i]);
+                assert!(ordered, "{}: {input:?}", profile.name);
+            }
+            // New and cached rows are as many as the mask is wide, at each bound.
+            let at = |name: &str, axis: usize| {
+                let input = profile.inputs.iter().find(|i| i.name == name).expect(name);
+                [input.min[axis], input.opt[axis], input.max[axis]]
+            };
+            let (rows, past) = (at("inputs_embeds", 1), at("past_key_values.0.key", 2));
+            let total = at("attention_mask", 1);
+            for i in 0..3 {
+                assert_eq!(rows[i] + past[i], total[i], "{} {i}", profile.name);
+            }
+        }
+    }
+
+    #[test]
+    fn vision_varies_in_tiles_only_where_the_family_has_them() {
+        for (name, n_profiles) in [
+            ("onnx/uav-tiny", 0),
+            ("tests/data/tiny/smolvlm-tiny-plain", 1),
+        ] {
+            let model = model(name);
+            let capacity = Capacity::new(&model.config, None, 0, 5).expect("capacity");
+            let mut graph = OnnxModel::load(&model.files.vision).expect("graph");
+            let fixed = fixed_dims(ComponentKind::Vision, &graph, &model.config, &capacity);
+            let fixed = fixed.expect("dims");
+            let fixed: Vec<(&str, usize)> = fixed.iter().map(|(n, d)| (n.as_str(), *d)).collect();
+            crate::onnx::passes::set_dims(&mut graph, &fixed).expect("pass");
+            let made = profiles(ComponentKind::Vision, &graph, &model.config, &capacity);
+            assert_eq!(made.expect("profiles").len(), n_profiles, "{name}");
+        }
+    }
+
+    #[test]
+    fn capacity_outside_the_model_is_refused() {
+        let config = model("onnx/uav-tiny").config;
+        for (context, draft) in [(Some(10), 4), (Some(2000), 4), (None, 16), (Some(0), 0)] {
+            assert!(
+                Capacity::new(&config, context, draft, 1).is_err(),
+                "{context:?} {draft}"
+            );
+        }
+    }
+}

@@ -142,7 +142,8 @@ impl Args {
         question: &str,
         ask: &Ask<'_>,
     ) -> anyhow::Result<()> {
-        let mut out = stdout().lock();
+        // Not locked while the model runs: the engine may print there, too (`RTEN_TIMING`).
+        let mut out = stdout();
         if self.json {
             let answer = pipeline.ask(frame, question, ask, &mut |_| {})?;
             serde_json::to_writer(&mut out, &answer).map_err(std::io::Error::from)?;

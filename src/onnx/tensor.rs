@@ -61,7 +61,7 @@ impl TensorProto {
             let dim = u64::try_from(dim).map_err(|_| {
                 Error::malformed(path, format!("tensor `{}` has dimension {dim}", self.name))
             })?;
-            len = len.checked_mul(dim).unwrap_or(u64::MAX);
+            len = len.saturating_mul(dim);
         }
         if len > limits::TENSOR_ELEMENTS {
             return Err(Error::TooLarge {
