@@ -113,7 +113,11 @@ fn find(graph: &GraphProto) -> Vec<Move> {
                         .all(|input| !constants.contains_key(input.as_str()));
                     let used_once = consumers.get(scores.as_str()).map_or(0, Vec::len) == 1
                         && !outputs.contains(scores.as_str());
-                    node.op_type == "MatMul" && of_activations && used_once
+                    node.op_type == "MatMul"
+                        && node.input.len() == 2
+                        && node.output.len() == 1
+                        && of_activations
+                        && used_once
                 });
                 if let Some(product) = product
                     && factor.dims.iter().all(|&dim| dim == 1)

@@ -82,7 +82,13 @@ impl Types {
                 return Err(format!("reads `{name}`, which nothing before it makes"));
             }
         }
+        if node.output.first().is_none_or(String::is_empty) {
+            return Err("makes nothing".to_owned());
+        }
         for (index, name) in node.output.iter().enumerate() {
+            if self.0.contains_key(name) {
+                return Err(format!("makes `{name}`, which exists"));
+            }
             if !name.is_empty() {
                 let dtype = self.output_type(node, op, index)?;
                 self.0.insert(name.clone(), dtype);
@@ -315,11 +321,21 @@ mod tests {
     }
 
     #[test]
-    fn infer_of_a_value_that_nothing_makes_is_malformed() {
-        let node = NodeProto::new("Relu", &["ghost"], &["y"]);
-        let model = model(vec![], vec![], vec![node], vec![value("y", F32)]);
-        let error = Types::infer(&model).expect_err("dangling").to_string();
-        assert!(error.contains("ghost"), "{error}");
+    fn infer_of_nodes_that_do_not_hang_together_is_malformed() {
+        let cases = [
+            (NodeProto::new("Relu", &["ghost"], &["y"]), "ghost"),
+            (NodeProto::new("Relu", &["x"], &["x"]), "exists"),
+            (NodeProto::new("Relu", &["x"], &[]), "makes nothing"),
+            (NodeProto::new("Relu", &[], &["y"]), "no type"),
+            (NodeProto::new("Cast", &["x"], &["y"]), "no type"),
+        ];
+        for (node, expected) in cases {
+            let inputs = vec![value("x", F32)];
+            let model = model(inputs, vec![], vec![node], vec![value("y", F32)]);
+            let error = Types::infer(&model).expect_err(expected);
+            assert!(matches!(error, Error::Malformed { .. }), "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
+        }
     }
 
     #[test]
