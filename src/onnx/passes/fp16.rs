@@ -2,26 +2,23 @@
 //!
 //! The result is what a strongly typed TensorRT network computes, operator by operator: weights
 //! are stored as FP16, casts stand where the precision changes, and nothing else decides. Which
-//! operators stay FP32 is decided in [`super::precision`].
+//! operators stay FP32 is decided in [`super::precision`], and carried out in [`super::retype`].
 //!
 //! Position in the order of passes: after those that change what is computed
 //! ([`super::clamp_mask_fill`], [`super::scale_query`]), before nothing.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::casts::drop_casts;
 use super::constants::lift_constants;
-use super::narrow::{count_beyond_f16, to_half, to_single};
-use super::ops::{Rule, operator};
+use super::narrow::count_beyond_f16;
 use super::order::sort_nodes;
-use super::precision::{Plan, Precision, all_single, plan};
-use super::types::{Types, check_types};
+use super::precision::{all_single, plan};
+use super::retype::apply;
+use super::types::Types;
 use crate::error::{Error, Result};
-use crate::onnx::graph::Names;
-use crate::onnx::proto::{NodeProto, TensorProto, ValueInfoProto};
 use crate::onnx::{DataType, OnnxModel};
 
 /// How to make an FP16 graph.
@@ -125,253 +122,13 @@ pub fn to_fp32(model: &mut OnnxModel) -> Result<()> {
     Ok(())
 }
 
-/// Carries out `plan`; `types` are those of the graph as it is.
-fn apply(model: &mut OnnxModel, types: Types, plan: Plan, io: DataType) -> Result<Fp16Report> {
-    let path = model.path().to_path_buf();
-    let graph = model.graph_mut();
-    let names = Names::of(graph);
-    let constants = std::mem::take(&mut graph.initializer);
-    let mut rewriter = Rewriter {
-        path,
-        names,
-        constants: constants.into_iter().map(|t| (t.name.clone(), t)).collect(),
-        old: types,
-        new: Types::default(),
-        variants: HashMap::new(),
-        converted: Vec::new(),
-        nodes: Vec::with_capacity(graph.node.len()),
-        report: Fp16Report::default(),
-    };
-    for input in &mut graph.input {
-        rewriter.border(input, io);
-        if let Some(dtype) = dtype_of(input) {
-            rewriter.new.set(&input.name, dtype);
-        }
-    }
-    for (node, precision) in std::mem::take(&mut graph.node).into_iter().zip(plan) {
-        rewriter.node(node, precision)?;
-    }
-    for output in &mut graph.output {
-        rewriter.output(&output.name, io)?;
-        rewriter.border(output, io);
-    }
-    let mut report = rewriter.report;
-    graph.node = rewriter.nodes;
-    graph.initializer = rewriter.converted;
-    for info in &mut graph.value_info {
-        set_dtype(info, rewriter.new.get(&info.name));
-    }
-    graph.remove_unused();
-    let half = |t: &&TensorProto| t.data_type == Some(DataType::F16 as i32);
-    report.n_half_constants = graph.initializer.iter().filter(half).count();
-    report.weight_bytes = model.weight_bytes();
-    check_types(model)?;
-    Ok(report)
-}
-
-struct Rewriter {
-    path: PathBuf,
-    names: Names,
-    /// Constants as the file has them, until the first reader takes them.
-    constants: HashMap<String, TensorProto>,
-    /// Types before.
-    old: Types,
-    /// Types of what was rewritten so far.
-    new: Types,
-    /// Name of each value in each type that it was converted to.
-    variants: HashMap<(String, DataType), String>,
-    converted: Vec<TensorProto>,
-    nodes: Vec<NodeProto>,
-    report: Fp16Report,
-}
-
-impl Rewriter {
-    /// Rewrites one node: operands in the type that it computes in, then the node itself.
-    fn node(&mut self, mut node: NodeProto, precision: Option<Precision>) -> Result<()> {
-        let op = operator(&node).ok_or_else(|| Error::Unsupported {
-            node: node.label().to_owned(),
-            op: node.op(),
-            reason: "unknown operator".to_owned(),
-        })?;
-        for index in 0..node.input.len() {
-            let name = node.input[index].clone();
-            if name.is_empty() {
-                continue;
-            }
-            let wanted = match precision {
-                Some(precision) if op.group.contains(index) => Some(precision.dtype()),
-                // Scales and regions of a Resize, thresholds and the like.
-                _ if self.constants.contains_key(&name) && op.rule != Rule::Lower => {
-                    Some(DataType::F32)
-                }
-                _ => None,
-            };
-            node.input[index] = self.variant(&name, wanted)?;
-        }
-        if let Some(precision) = precision {
-            match precision {
-                Precision::Half => self.report.n_half += 1,
-                Precision::Single => self.report.n_single += 1,
-            }
-            if op.rule == Rule::Make {
-                self.set_made_type(&mut node, precision.dtype())?;
-            }
-        }
-        let malformed = |reason| Error::malformed(&self.path, reason);
-        self.new.add_outputs(&node, op).map_err(malformed)?;
-        self.nodes.push(node);
-        Ok(())
-    }
-
-    /// The name under which `name` has the type `wanted`; values that are not floats, and those
-    /// nobody wants in a certain type, stay as they are.
-    fn variant(&mut self, name: &str, wanted: Option<DataType>) -> Result<String> {
-        let wanted = wanted.filter(|_| self.old.is_float(name));
-        let constant = self.old_constant(name);
-        let dtype = match (wanted, constant) {
-            (Some(dtype), _) => dtype,
-            (None, Some(dtype)) => dtype,
-            (None, None) => return Ok(name.to_owned()),
-        };
-        let key = (name.to_owned(), dtype);
-        if let Some(variant) = self.variants.get(&key) {
-            return Ok(variant.clone());
-        }
-        if constant.is_none() && self.new.get(name) == Some(dtype) {
-            return Ok(name.to_owned());
-        }
-        let taken = constant.is_none() || self.variants.keys().any(|(n, _)| n == name);
-        let variant = match taken {
-            true => self.names.fresh(&format!("{name}_{dtype}")),
-            false => name.to_owned(),
-        };
-        if constant.is_some() {
-            self.convert(name, &variant, dtype)?;
-        } else {
-            self.cast(name, &variant, dtype);
-        }
-        self.new.set(&variant, dtype);
-        self.variants.insert(key, variant.clone());
-        Ok(variant)
-    }
-
-    /// Type of the constant of that name, if it is one.
-    fn old_constant(&self, name: &str) -> Option<DataType> {
-        self.constants.get(name).and(self.old.get(name))
-    }
-
-    /// Stores a constant as `variant` in type `dtype`.
-    fn convert(&mut self, name: &str, variant: &str, dtype: DataType) -> Result<()> {
-        let Some(constant) = self.constants.get(name) else {
-            return Ok(());
-        };
-        let tensor = if constant.dtype()? == dtype {
-            constant.clone()
-        } else if dtype == DataType::F16 {
-            let narrowed = to_half(constant, &self.path)?;
-            self.report.n_flushed += narrowed.n_flushed;
-            narrowed.tensor
-        } else {
-            to_single(constant, &self.path)?
-        };
-        self.converted.push(TensorProto {
-            name: variant.to_owned(),
-            ..tensor
-        });
-        Ok(())
-    }
-
-    fn cast(&mut self, from: &str, to: &str, dtype: DataType) {
-        let cast = NodeProto::new("Cast", &[from], &[to]).with_int("to", dtype as i64);
-        self.nodes.push(cast);
-        self.report.n_casts += 1;
-    }
-
-    /// Sets the type of what a [`Rule::Make`] operator makes.
-    fn set_made_type(&self, node: &mut NodeProto, dtype: DataType) -> Result<()> {
-        if node.op_type == "Cast" {
-            node.set_int("to", dtype as i64);
-            return Ok(());
-        }
-        let value = node.attribute.iter_mut().find(|a| a.name == "value");
-        match value.and_then(|a| a.t.as_mut()) {
-            Some(tensor) if tensor.dtype()? == dtype => {}
-            Some(tensor) if dtype == DataType::F16 => {
-                *tensor = to_half(tensor, &self.path)?.tensor;
-            }
-            Some(tensor) => *tensor = to_single(tensor, &self.path)?,
-            None if dtype == DataType::F32 => {}
-            // Without a value the operator makes FP32 zeros.
-            None => {
-                let zero = TensorProto::from_raw("", DataType::F16, &[1], vec![0u8; 2]);
-                node.set_tensor("value", zero);
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes output `name` of type `io`; if it is computed in another type, that value gets
-    /// another name.
-    fn output(&mut self, name: &str, io: DataType) -> Result<()> {
-        if !self.old.is_float(name) {
-            return Ok(());
-        }
-        if self.constants.contains_key(name) {
-            return Err(Error::Unsupported {
-                node: name.to_owned(),
-                op: "output".to_owned(),
-                reason: "a constant is returned as it is".to_owned(),
-            });
-        }
-        let Some(dtype) = self.new.get(name).filter(|&dtype| dtype != io) else {
-            return Ok(());
-        };
-        let inner = self.names.fresh(&format!("{name}_{dtype}"));
-        let cast = self.variants.get(&(name.to_owned(), io)).cloned();
-        for value in self
-            .nodes
-            .iter_mut()
-            .flat_map(|n| n.input.iter_mut().chain(&mut n.output))
-        {
-            if value == name {
-                value.clone_from(&inner);
-            } else if Some(&*value) == cast.as_ref() {
-                name.clone_into(value);
-            }
-        }
-        self.new.set(&inner, dtype);
-        self.new.set(name, io);
-        if cast.is_none() {
-            self.cast(&inner, name, io);
-        }
-        Ok(())
-    }
-
-    /// Declares a float input or output as `io`.
-    fn border(&self, value: &mut ValueInfoProto, io: DataType) {
-        if self.old.is_float(&value.name) {
-            set_dtype(value, Some(io));
-        }
-    }
-}
-
-fn dtype_of(value: &ValueInfoProto) -> Option<DataType> {
-    let tensor = value.r#type.as_ref()?.tensor_type.as_ref()?;
-    DataType::from_code(tensor.elem_type?)
-}
-
-fn set_dtype(value: &mut ValueInfoProto, dtype: Option<DataType>) {
-    let tensor = value.r#type.as_mut().and_then(|t| t.tensor_type.as_mut());
-    if let (Some(tensor), Some(dtype)) = (tensor, dtype) {
-        tensor.elem_type = Some(dtype as i32);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::check_types;
     use super::super::testing::{cast, maker, model, ops, scalar, value};
     use super::*;
     use crate::onnx::DataType::{Bool, F16, F32, I64};
+    use crate::onnx::proto::NodeProto;
 
     fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
         NodeProto::new(op, inputs, &[output])

@@ -25,6 +25,7 @@ mod ops;
 mod order;
 mod precision;
 mod prepare;
+mod retype;
 mod scale_query;
 mod static_dims;
 mod store_weights;
