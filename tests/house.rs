@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[(&str, u8)] = &[
     ("error", 1),
     ("limits", 1),
+    ("digest", 2),
     ("tensor", 2),
     ("model", 2),
     ("trt", 2),

@@ -15,6 +15,9 @@ use super::{manifest, with_bundle};
 /// What it is, how it is done, which file the error names, what it says.
 type Damage<'a> = (&'a str, &'a dyn Fn(&Path), &'a str, &'a str);
 
+/// What it is, how the manifest is changed, what the error says.
+type Edit<'a> = (&'a str, &'a dyn Fn(&mut serde_json::Value), &'a str);
+
 /// Writes a manifest's bytes with the digest that belongs to them.
 fn put_manifest(bundle: &Path, json: &[u8]) {
     let path = bundle.join(MANIFEST);
@@ -156,7 +159,7 @@ fn open_of_a_hostile_manifest_is_a_typed_error() {
             .expect("list");
         list.push(list[0].clone());
     };
-    let cases: [(&str, &dyn Fn(&mut serde_json::Value), &str); 12] = [
+    let cases: [Edit; 12] = [
         (
             "other version",
             &|v| v["schema_version"] = 2.into(),
