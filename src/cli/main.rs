@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use super::interrupt::{EXIT_INTERRUPTED, interrupted};
@@ -24,6 +24,9 @@ enum Command {
     #[command(hide = true)]
     BuildPlan(super::build_plan::Args),
     Run(super::run::Args),
+    Inspect(super::inspect::Args),
+    Doctor(super::doctor::Args),
+    Completions(super::completions::Args),
 }
 
 /// Parses the arguments of the process, runs the subcommand, returns the exit status.
@@ -41,6 +44,9 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "tensorrt")]
         Command::BuildPlan(args) => args.run(),
         Command::Run(args) => args.run(),
+        Command::Inspect(args) => args.run(),
+        Command::Doctor(args) => args.run(),
+        Command::Completions(args) => args.run(Cli::command()),
     };
     match result {
         _ if interrupted() => ExitCode::from(EXIT_INTERRUPTED),

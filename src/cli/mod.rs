@@ -7,9 +7,14 @@ mod build;
 #[cfg(feature = "tensorrt")]
 mod build_plan;
 mod build_progress;
+mod completions;
+mod doctor;
+mod inspect;
 mod interrupt;
 mod main;
+mod progress;
 mod run;
 mod source;
+mod table;
 
 pub use main::main;

@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use indicatif::{ProgressBar, ProgressStyle};
-
+use super::progress::DownloadBar;
 use crate::error::Result;
 use crate::hub::{self, HubOptions, RepoId};
 
@@ -16,29 +15,11 @@ pub fn resolve(model: &Path, variant: Option<&str>, cancel: &AtomicBool) -> Resu
     let Some(repo) = model.to_str().map(RepoId::from_spec).transpose()?.flatten() else {
         return Ok(model.to_path_buf());
     };
-    let bar = ProgressBar::new(0);
-    bar.set_style(
-        ProgressStyle::with_template(
-            "{msg} {bar:24} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left",
-        )
-        .unwrap_or_else(|_| ProgressStyle::default_bar()),
-    );
-    let mut shown = None;
     let options = HubOptions::from_env()?;
+    let mut bar = DownloadBar::new(&repo);
     let folder = hub::fetch(&options, &repo, variant, cancel, |progress| {
-        if shown != Some(progress.index) {
-            shown = Some(progress.index);
-            bar.reset();
-            bar.set_message(format!(
-                "{} ({} of {})",
-                progress.file,
-                progress.index + 1,
-                progress.n_files
-            ));
-        }
-        bar.set_length(progress.total_bytes);
-        bar.set_position(progress.bytes);
+        bar.on(progress)
     });
-    bar.finish_and_clear();
+    bar.finish();
     folder
 }
