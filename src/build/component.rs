@@ -58,7 +58,7 @@ impl ComponentKind {
 
 /// What runs a prepared graph, as far as the graph has to differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Runner {
+pub enum Runner {
     /// The CPU engine: any shape and operator, computes in FP32 whatever the weights are.
     Cpu,
     /// TensorRT: fixed shapes where nothing varies, inputs and outputs in the graph's precision.
@@ -66,7 +66,13 @@ pub(super) enum Runner {
 }
 
 /// Reads a component, checks it, and prepares it for a runner.
-pub(super) fn prepare(
+///
+/// # Errors
+/// [`Error::Io`](crate::Error::Io) or [`Error::Malformed`](crate::Error::Malformed) if the file
+/// cannot be read, [`Error::Shape`](crate::Error::Shape) if its tensors are not the family's,
+/// [`Error::Unsupported`](crate::Error::Unsupported) if it has operators that TensorRT does not
+/// take.
+pub fn prepare(
     kind: ComponentKind,
     model: &Model,
     runner: Runner,

@@ -19,6 +19,9 @@ use crate::onnx::{Dim, OnnxModel, ValueType};
 /// Folder of a bundle that holds its engines.
 pub(super) const ENGINES: &str = "engines";
 
+/// Hidden subcommand of the worker process that builds one plan.
+pub const WORKER_COMMAND: &str = "build-plan";
+
 /// What building one component took.
 #[derive(Debug, Clone, Serialize)]
 pub struct EngineReport {
@@ -202,9 +205,6 @@ pub(super) fn tensorrt(
         "engines for sm{sm} need a binary built with `--features tensorrt` (see `make sdk`)"
     )))
 }
-
-/// Hidden subcommand of the worker process that builds one plan.
-pub const WORKER_COMMAND: &str = "build-plan";
 
 fn unavailable(reason: &str) -> Error {
     Error::Unavailable {

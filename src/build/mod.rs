@@ -14,7 +14,7 @@ mod engines;
 mod order;
 mod shapes;
 
-pub use component::{COMPONENTS, ComponentKind};
-pub use engines::EngineReport;
+pub use component::{COMPONENTS, ComponentKind, Runner, prepare};
+pub use engines::{EngineReport, WORKER_COMMAND};
 pub use order::{BuildOptions, BuildOutcome, Event, TargetArg, build, resolve_targets};
-pub use shapes::Capacity;
+pub use shapes::{Capacity, fixed_dims, profiles};

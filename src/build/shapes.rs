@@ -178,7 +178,7 @@ impl Phase {
 ///
 /// # Errors
 /// [`Error::Shape`] if an input is none that the family has, or a name stands for two sizes.
-pub(super) fn fixed_dims(
+pub fn fixed_dims(
     kind: ComponentKind,
     graph: &OnnxModel,
     config: &ModelConfig,
@@ -209,7 +209,7 @@ pub(super) fn fixed_dims(
 ///
 /// # Errors
 /// As [`fixed_dims`].
-pub(super) fn profiles(
+pub fn profiles(
     kind: ComponentKind,
     graph: &OnnxModel,
     config: &ModelConfig,

@@ -7,6 +7,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use super::interrupt::{EXIT_INTERRUPTED, interrupted};
+#[cfg(feature = "tensorrt")]
+use crate::build::WORKER_COMMAND;
 
 /// Small vision-language models: from ONNX files to TensorRT engines and answers about camera
 /// frames.
@@ -21,7 +23,7 @@ struct Cli {
 enum Command {
     Build(super::build::Args),
     #[cfg(feature = "tensorrt")]
-    #[command(hide = true)]
+    #[command(name = WORKER_COMMAND, hide = true)]
     BuildPlan(super::build_plan::Args),
     Run(super::run::Args),
     Inspect(super::inspect::Args),
