@@ -50,7 +50,7 @@ def commands(a):
         return ["--max-tokens", str(n)] if n else []
 
     def ours(repeats, n):
-        return [a.trtvlm, "run", a.model, "--json", "--backend", "cpu", "--draft", "off", *common, *limit(n), "--image", *[a.image] * repeats]
+        return [a.trtvlm, "run", a.model, "--json", "--backend", "cpu", *a.ours.split(), *common, *limit(n), "--image", *[a.image] * repeats]
 
     def peer(repeats, n):
         threads = ["--threads", str(a.threads)] if a.threads else []
@@ -92,6 +92,7 @@ def main():
     ap.add_argument("--repeats", type=int, default=3)
     ap.add_argument("--threads", type=int, help="for both; default: what each chooses")
     ap.add_argument("--trtvlm", default=os.path.join(os.environ.get("CARGO_TARGET_DIR", "target"), "release", "trtvlm"))
+    ap.add_argument("--ours", default="", help="further options of `trtvlm run`, in one string")
     ap.add_argument("--python", default=sys.executable)
     ap.add_argument("--name", help="of the result file; default: the model folder's")
     a = ap.parse_args()
@@ -112,7 +113,7 @@ def main():
             print(f"round {r + 1} {name}: " + ", ".join(f"{k} {v:.1f}" for k, v in samples[name][-1].items() if v is not None), file=sys.stderr, flush=True)
     equal = ids["trtvlm"] == ids["onnxruntime"] and len(ids["trtvlm"]) == 1
     median = {n: {k: statistics.median(x[k] for x in s) if s[0][k] is not None else None for k in s[0]} for n, s in samples.items()}
-    result = {"model": a.model, "image": a.image, "prompt": a.prompt, "variant": a.variant or "default", "tiles": a.tiles, "rounds": a.rounds, "repeats": a.repeats,
+    result = {"model": a.model, "image": a.image, "prompt": a.prompt, "variant": a.variant or "default", "tiles": a.tiles, "options": a.ours, "rounds": a.rounds, "repeats": a.repeats,
               "threads": a.threads, "cpus": os.cpu_count(), "machine": platform.machine(), "token_ids_equal": equal, "median": median, "rounds_all": samples}
     os.makedirs(RESULTS, exist_ok=True)
     path = os.path.join(RESULTS, (a.name or os.path.basename(os.path.normpath(a.model))) + ".json")
