@@ -8,7 +8,9 @@ use serde::Serialize;
 
 use super::folder::full;
 use super::tensors;
-use crate::bundle::{Bundle, Component, EngineSet, MANIFEST, Manifest, Profile, sha256_file};
+use crate::bundle::{
+    Bundle, Component, EngineSet, MANIFEST, Manifest, Profile, ProfileInput, sha256_file,
+};
 use crate::cli::progress::bytes_bar;
 use crate::cli::table::{Table, printable};
 use crate::error::Result;
@@ -111,8 +113,11 @@ fn set_text(set: &EngineSet, manifest: &Manifest) -> String {
         printable(&set.engine.to_string())
     );
     for component in &set.components {
-        let file = manifest.files.iter().find(|f| f.path == component.file);
-        let bytes = file.map_or(0, |f| f.bytes);
+        // Weights stand beside their graph: `decoder.onnx.data`.
+        let beside = format!("{}.", component.file);
+        let of_it = |path: &str| path == component.file || path.starts_with(&beside);
+        let files = manifest.files.iter().filter(|f| of_it(&f.path));
+        let bytes = files.map(|f| f.bytes).fold(0, u64::saturating_add);
         text += &format!(
             "    {}: {}, {}\n",
             printable(&component.name),
@@ -147,7 +152,7 @@ pub fn component_text(component: &Component, indent: usize) -> String {
     text + &profiles_text(&component.profiles, indent)
 }
 
-/// Optimization profiles, one input a line.
+/// Optimization profiles, one input a line, those of all layers together.
 pub fn profiles_text(profiles: &[Profile], indent: usize) -> String {
     if profiles.is_empty() {
         return String::new();
@@ -156,14 +161,16 @@ pub fn profiles_text(profiles: &[Profile], indent: usize) -> String {
     table.row(["profile", "input", "min", "opt", "max"]);
     for profile in profiles {
         let mut name = profile.name.as_str();
-        for input in &profile.inputs {
+        let alike =
+            |a: &ProfileInput, b: &ProfileInput| a.min == b.min && a.opt == b.opt && a.max == b.max;
+        for (input_name, input) in tensors::group(&profile.inputs, |i| &i.name, alike) {
             let shape = |dims: &[u64]| {
                 let dims: Vec<String> = dims.iter().map(ToString::to_string).collect();
                 dims.join(" x ")
             };
             table.row([
                 name,
-                &input.name,
+                &input_name,
                 &shape(&input.min),
                 &shape(&input.opt),
                 &shape(&input.max),

@@ -18,8 +18,9 @@ pub fn describe(value: &ValueType) -> TensorInfo {
 /// Aligned lines; tensors that differ in a layer's number only share one.
 pub fn text(heading: &str, tensors: &[TensorInfo], indent: usize) -> String {
     let mut table = Table::default();
-    for group in group(tensors) {
-        table.row([group.name, group.tensor.to_string()]);
+    let alike = |a: &TensorInfo, b: &TensorInfo| a.dtype == b.dtype && a.shape == b.shape;
+    for (name, tensor) in group(tensors, |t| &t.name, alike) {
+        table.row([name, tensor.to_string()]);
     }
     let pad = " ".repeat(indent);
     match tensors.len() {
@@ -28,61 +29,48 @@ pub fn text(heading: &str, tensors: &[TensorInfo], indent: usize) -> String {
     }
 }
 
-struct Group<'a> {
-    name: String,
-    tensor: &'a TensorInfo,
-    pattern: (String, String),
-    numbers: Vec<u64>,
-}
-
-/// Collects tensors by type, shape and name without its first number.
-fn group(tensors: &[TensorInfo]) -> Vec<Group<'_>> {
-    let mut groups: Vec<Group<'_>> = Vec::new();
-    for tensor in tensors {
-        let numbered = split_number(&tensor.name);
-        let same = numbered.as_ref().and_then(|(pattern, _)| {
-            groups.iter_mut().find(|g| {
-                !g.numbers.is_empty()
-                    && g.pattern == *pattern
-                    && g.tensor.dtype == tensor.dtype
-                    && g.tensor.shape == tensor.shape
-            })
-        });
-        match (same, numbered) {
-            (Some(group), Some((_, number))) => group.numbers.push(number),
-            (_, Some((pattern, number))) => groups.push(Group {
-                name: tensor.name.clone(),
-                tensor,
-                pattern,
-                numbers: vec![number],
-            }),
-            (_, None) => groups.push(Group {
-                name: tensor.name.clone(),
-                tensor,
-                pattern: Default::default(),
-                numbers: Vec::new(),
-            }),
+/// Things whose names differ in their first number only and that are alike otherwise, by the
+/// first of each kind and a name for all of it, such as `past.{0-23}.key`.
+pub fn group<T>(
+    things: &[T],
+    name: impl Fn(&T) -> &String,
+    alike: impl Fn(&T, &T) -> bool,
+) -> Vec<(String, &T)> {
+    let mut groups: Vec<(&T, Option<Pattern>, Vec<u64>)> = Vec::new();
+    for thing in things {
+        let Some((pattern, number)) = split_number(name(thing)) else {
+            groups.push((thing, None, Vec::new()));
+            continue;
+        };
+        let same = groups
+            .iter_mut()
+            .find(|g| g.1.as_ref() == Some(&pattern) && alike(g.0, thing));
+        match same {
+            Some(group) => group.2.push(number),
+            None => groups.push((thing, Some(pattern), vec![number])),
         }
     }
-    for group in &mut groups {
-        let contiguous = group
-            .numbers
-            .windows(2)
-            .all(|w| w[0].checked_add(1) == Some(w[1]));
-        if let [first, .., last] = group.numbers.as_slice() {
-            let (before, after) = &group.pattern;
-            let n = group.numbers.len();
-            group.name = match contiguous {
-                true => format!("{before}{{{first}-{last}}}{after}"),
-                false => format!("{before}*{after} ({n})"),
-            };
-        }
-    }
-    groups
+    let named = groups.into_iter().map(|(thing, pattern, numbers)| {
+        let name = match (pattern, numbers.as_slice()) {
+            (Some((before, after)), [first, .., last]) => {
+                let rising = |w: &[u64]| w[0].checked_add(1) == Some(w[1]);
+                match numbers.windows(2).all(rising) {
+                    true => format!("{before}{{{first}-{last}}}{after}"),
+                    false => format!("{before}*{after} ({})", numbers.len()),
+                }
+            }
+            _ => name(thing).clone(),
+        };
+        (name, thing)
+    });
+    named.collect()
 }
 
-/// What stands before and after the first number of a name, and the number.
-fn split_number(name: &str) -> Option<((String, String), u64)> {
+/// What stands before and after the first number of a name.
+type Pattern = (String, String);
+
+/// A name without its first number, and the number.
+fn split_number(name: &str) -> Option<(Pattern, u64)> {
     let start = name.find(|c: char| c.is_ascii_digit())?;
     let rest = &name[start..];
     let end = rest
