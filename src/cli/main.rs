@@ -1,6 +1,6 @@
 //! Parsing of arguments, exit status, log lines.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, IsTerminal, stderr};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -37,7 +37,8 @@ pub fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("TRTVLM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(stderr)
+        .with_ansi(stderr().is_terminal())
         .with_target(false)
         .without_time()
         .init();
