@@ -16,6 +16,7 @@ pub mod digest;
 pub mod error;
 #[cfg(feature = "cli")]
 pub mod hub;
+pub mod huge_pages;
 pub mod limits;
 pub mod model;
 pub mod onnx;

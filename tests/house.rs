@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 /// on the same floor never.
 const FLOORS: &[(&str, u8)] = &[
     ("error", 1),
+    ("huge_pages", 1),
     ("limits", 1),
     ("digest", 2),
     ("tensor", 2),
@@ -33,6 +34,7 @@ const NEIGHBOURS: &[(&str, &str)] = &[("trt", "cuda")];
 const FENCES: &[(&str, &str)] = &[
     ("src/cpu/load.rs", "rten maps weight files"),
     ("src/cuda/ffi.rs", "calls into the CUDA driver and NVRTC"),
+    ("src/huge_pages.rs", "an allocator"),
     ("src/onnx/map.rs", "files mapped into memory"),
     ("src/trt/ffi.rs", "the bridge to the C++ shim"),
 ];

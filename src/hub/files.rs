@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::error::{Error, Result};
+use crate::model::{Refusal, Variants, file_names};
 
 /// Files that no model folder goes without.
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
@@ -22,18 +23,8 @@ const OPTIONAL: [&str; 8] = [
 /// Folder of what was trained to draft for a model.
 const DRAFTS: &str = "drafts/";
 
-/// Stems of the three ONNX files.
-const STEMS: [&str; 3] = [
-    "onnx/vision_encoder",
-    "onnx/embed_tokens",
-    "onnx/decoder_model_merged",
-];
-
-/// Name of the variant without suffix.
-const UNSUFFIXED: &str = "fp32";
-
-/// What is taken when no variant is asked for.
-const PREFERRED: [&str; 2] = [UNSUFFIXED, "fp16"];
+/// Folder of the ONNX files.
+const ONNX: &str = "onnx/";
 
 /// Chooses from the names of a repository's files those to fetch, small ones first.
 ///
@@ -50,8 +41,12 @@ pub(super) fn choose(listed: &[String], variant: Option<&str>) -> Result<Vec<Str
             "it has no {missing}: not a model in the hub's ONNX layout"
         ));
     }
-    let variant = choose_variant(&listed, variant)?;
-    let onnx = STEMS.map(|stem| file_name(stem, &variant));
+    let variants = Variants::of(listed.iter().filter_map(|name| name.strip_prefix(ONNX)));
+    let variant = variants.choose(variant).map_err(|refusal| match refusal {
+        Refusal::NoneWhole => format!("no variant has all components: it has {variants}"),
+        Refusal::Asked(reason) => format!("{reason}; it has {variants}"),
+    })?;
+    let onnx = file_names(&variant).map(|name| format!("{ONNX}{name}"));
     let wanted = |name: &&&str| {
         REQUIRED.contains(name)
             || OPTIONAL.contains(name)
@@ -63,51 +58,8 @@ pub(super) fn choose(listed: &[String], variant: Option<&str>) -> Result<Vec<Str
         .filter(wanted)
         .map(|&n| n.to_owned())
         .collect();
-    files.sort_by_key(|name| name.starts_with("onnx/"));
+    files.sort_by_key(|name| name.starts_with(ONNX));
     Ok(files)
-}
-
-fn choose_variant(listed: &BTreeSet<&str>, asked: Option<&str>) -> Result<String, String> {
-    let whole = |variant: &str| {
-        STEMS
-            .iter()
-            .all(|stem| listed.contains(file_name(stem, variant).as_str()))
-    };
-    let variants: Vec<String> = listed
-        .iter()
-        .filter_map(|name| name.strip_prefix(STEMS[0])?.strip_suffix(".onnx"))
-        .filter_map(|suffix| match suffix {
-            "" => Some(UNSUFFIXED.to_owned()),
-            suffix => suffix.strip_prefix('_').map(str::to_owned),
-        })
-        .filter(|variant| whole(variant))
-        .collect();
-    let has = |variant: &str| variants.iter().any(|v| v == variant);
-    let there = || match variants.as_slice() {
-        [] => "it has none".to_owned(),
-        some => format!("it has {}", some.join(", ")),
-    };
-    if let Some(asked) = asked {
-        return match has(asked) {
-            true => Ok(asked.to_owned()),
-            false => Err(format!("no whole set of ONNX files `{asked}`: {}", there())),
-        };
-    }
-    match (PREFERRED.into_iter().find(|v| has(v)), variants.as_slice()) {
-        (Some(preferred), _) => Ok(preferred.to_owned()),
-        (None, [only]) => Ok(only.clone()),
-        (None, []) => {
-            Err("no vision_encoder, embed_tokens and decoder_model_merged in `onnx/`".to_owned())
-        }
-        (None, _) => Err(format!("choose a variant: {}", there())),
-    }
-}
-
-fn file_name(stem: &str, variant: &str) -> String {
-    match variant {
-        UNSUFFIXED => format!("{stem}.onnx"),
-        variant => format!("{stem}_{variant}.onnx"),
-    }
 }
 
 /// True for an ONNX file and for the data beside it: `x.onnx_data`, `x.onnx_data_1`,
@@ -151,7 +103,8 @@ mod tests {
         .map(str::to_owned)
         .to_vec();
         for suffix in suffixes {
-            files.extend(STEMS.map(|stem| format!("{stem}{suffix}.onnx")));
+            let variant = suffix.strip_prefix('_').unwrap_or("fp32");
+            files.extend(file_names(variant).map(|name| format!("{ONNX}{name}")));
         }
         files
     }
@@ -193,22 +146,17 @@ mod tests {
     }
 
     #[test]
-    fn choice_without_a_variant_prefers_fp32_then_fp16_then_the_only_one() {
-        for (suffixes, expected) in [
-            (&["_q4", "", "_fp16"][..], Ok("onnx/embed_tokens.onnx")),
-            (&["_q4", "_fp16"], Ok("onnx/embed_tokens_fp16.onnx")),
-            (&["_q4"], Ok("onnx/embed_tokens_q4.onnx")),
-            (&["_q4", "_int8"], Err("choose a variant: it has int8, q4")),
-            (&[], Err("no vision_encoder")),
+    fn choice_of_a_variant_follows_the_rule_of_folders() {
+        let files = choose(&listing(&["_q4", "_fp16"]), None).expect("fp16");
+        assert!(files.iter().any(|f| f == "onnx/embed_tokens_fp16.onnx"));
+        for (suffixes, asked, words) in [
+            (&["_q4", "_int8"][..], None, "several"),
+            (&[], None, "no variant"),
+            (&["_q4"], Some("int8"), "`int8` is missing"),
         ] {
-            match (choose(&listing(suffixes), None), expected) {
-                (Ok(files), Ok(file)) => assert!(files.iter().any(|f| f == file), "{suffixes:?}"),
-                (Err(reason), Err(start)) => assert!(reason.starts_with(start), "{reason}"),
-                (got, _) => panic!("{suffixes:?}: {got:?}"),
-            }
+            let reason = choose(&listing(suffixes), asked).expect_err("none");
+            assert!(reason.contains(words), "{suffixes:?}: {reason}");
         }
-        let reason = choose(&listing(&["_q4"]), Some("int8")).expect_err("not there");
-        assert!(reason.contains("`int8`: it has q4"), "{reason}");
         let reason = choose(&["onnx/x.onnx".to_owned()], None).expect_err("no config");
         assert!(reason.contains("config.json"), "{reason}");
     }

@@ -1,6 +1,7 @@
 //! The ONNX files of a folder: three components, each in one or more variants.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -42,99 +43,136 @@ impl ModelFiles {
     /// what is there.
     pub fn find(dir: &Path, variant: Option<&str>) -> Result<Self> {
         let folder = dir.join(FOLDER);
-        let found = list(&folder)?;
-        let whole: Vec<&String> = found[0]
-            .iter()
-            .filter(|v| found[1..].iter().all(|c| c.contains(*v)))
-            .collect();
-        let here = || {
-            let parts: Vec<String> = STEMS
-                .iter()
-                .zip(&found)
-                .map(|(stem, variants)| match variants.len() {
-                    0 => format!("{stem}: none"),
-                    _ => {
-                        let names: Vec<&str> = variants.iter().map(String::as_str).collect();
-                        format!("{stem}: {}", names.join(", "))
-                    }
-                })
-                .collect();
-            format!("{} has {}", folder.display(), parts.join("; "))
-        };
-        let argument = |reason| Error::Argument {
-            name: "variant",
-            reason,
-        };
-        let chosen = match variant {
-            Some(v) if whole.iter().any(|w| *w == v) => v,
-            Some(v) => {
-                let lacking: Vec<&str> = STEMS
-                    .iter()
-                    .zip(&found)
-                    .filter(|(_, variants)| !variants.contains(v))
-                    .map(|(stem, _)| *stem)
-                    .collect();
-                return Err(argument(format!(
-                    "`{v}` is missing for {}; {}",
-                    lacking.join(", "),
-                    here()
-                )));
-            }
-            None => {
-                let preferred = PREFERRED.into_iter().find(|p| whole.iter().any(|w| w == p));
-                match (preferred, whole.as_slice()) {
-                    (Some(p), _) => p,
-                    (None, [only]) => only,
-                    (None, []) => {
-                        return Err(Error::malformed(
-                            dir,
-                            format!("no variant has all components: {}", here()),
-                        ));
-                    }
-                    (None, _) => {
-                        return Err(argument(format!("several to choose from: {}", here())));
-                    }
+        let names = list(&folder)?;
+        let variants = Variants::of(names.iter().map(String::as_str));
+        let variant = variants.choose(variant).map_err(|refusal| {
+            let here = format!("{} has {variants}", folder.display());
+            match refusal {
+                Refusal::NoneWhole => {
+                    Error::malformed(dir, format!("no variant has all components: {here}"))
                 }
+                Refusal::Asked(reason) => Error::Argument {
+                    name: "variant",
+                    reason: format!("{reason}; {here}"),
+                },
             }
-        };
-        let file = |stem: &str| match chosen {
-            UNSUFFIXED => folder.join(format!("{stem}.onnx")),
-            v => folder.join(format!("{stem}_{v}.onnx")),
-        };
+        })?;
+        let [vision, embed, decoder] = STEMS.map(|stem| folder.join(file_name(stem, &variant)));
         Ok(Self {
-            variant: chosen.to_string(),
-            vision: file(STEMS[0]),
-            embed: file(STEMS[1]),
-            decoder: file(STEMS[2]),
+            variant,
+            vision,
+            embed,
+            decoder,
         })
     }
 }
 
-/// The variants of every component, by file name.
-fn list(folder: &Path) -> Result<[BTreeSet<String>; 3]> {
-    let mut found: [BTreeSet<String>; 3] = Default::default();
-    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
-        let entry = entry.map_err(Error::io(folder))?;
-        let name = entry.file_name();
-        // A name that is not UTF-8 is none of ours. Links count as what they point to.
-        let Some(stem) = name.to_str().and_then(|n| n.strip_suffix(".onnx")) else {
-            continue;
-        };
-        if !fs::metadata(entry.path()).is_ok_and(|m| m.is_file()) {
-            continue;
+/// The variants of each component, as the names of their files tell.
+#[derive(Debug, Default)]
+pub struct Variants([BTreeSet<String>; 3]);
+
+/// Why no variant was chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// No variant has all three components.
+    NoneWhole,
+    /// The one asked for is not whole, or one has to be asked for: the reason, for people.
+    Asked(String),
+}
+
+impl Variants {
+    /// Sorts the names of files of an `onnx` folder; names that are none of ours are passed over.
+    pub fn of<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+        let mut found = Self::default();
+        for stem in names.filter_map(|name| name.strip_suffix(".onnx")) {
+            for (component, variants) in STEMS.iter().zip(&mut found.0) {
+                match stem.strip_prefix(component) {
+                    Some("") => variants.insert(UNSUFFIXED.to_string()),
+                    Some(rest) => match rest.strip_prefix('_') {
+                        Some(suffix) if !suffix.is_empty() => variants.insert(suffix.to_string()),
+                        _ => false,
+                    },
+                    None => false,
+                };
+            }
         }
-        for (component, variants) in STEMS.iter().zip(&mut found) {
-            match stem.strip_prefix(component) {
-                Some("") => variants.insert(UNSUFFIXED.to_string()),
-                Some(rest) => match rest.strip_prefix('_') {
-                    Some(suffix) if !suffix.is_empty() => variants.insert(suffix.to_string()),
-                    _ => false,
-                },
-                None => false,
-            };
+        found
+    }
+
+    /// The variant asked for; without one `fp32`, else `fp16`, else the only one that is whole.
+    ///
+    /// # Errors
+    /// [`Refusal`], which says why.
+    pub fn choose(&self, asked: Option<&str>) -> Result<String, Refusal> {
+        let is_whole = |variant: &str| self.0.iter().all(|c| c.contains(variant));
+        if let Some(asked) = asked {
+            if is_whole(asked) {
+                return Ok(asked.to_owned());
+            }
+            let lacks = |(_, variants): &(&&str, &BTreeSet<String>)| !variants.contains(asked);
+            let lacking: Vec<&str> = STEMS
+                .iter()
+                .zip(&self.0)
+                .filter(lacks)
+                .map(|(s, _)| *s)
+                .collect();
+            let reason = format!("`{asked}` is missing for {}", lacking.join(", "));
+            return Err(Refusal::Asked(reason));
+        }
+        if let Some(preferred) = PREFERRED.into_iter().find(|v| is_whole(v)) {
+            return Ok(preferred.to_owned());
+        }
+        let mut whole = self.0[0].iter().filter(|v| is_whole(v));
+        match (whole.next(), whole.next()) {
+            (Some(only), None) => Ok(only.clone()),
+            (None, _) => Err(Refusal::NoneWhole),
+            _ => Err(Refusal::Asked(
+                "there are several to choose from".to_owned(),
+            )),
         }
     }
-    Ok(found)
+}
+
+impl fmt::Display for Variants {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (stem, variants)) in STEMS.iter().zip(&self.0).enumerate() {
+            let names: Vec<&str> = variants.iter().map(String::as_str).collect();
+            let names = if names.is_empty() {
+                "none".to_owned()
+            } else {
+                names.join(", ")
+            };
+            write!(f, "{}{stem}: {names}", if index == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
+/// Names of a variant's three files in the `onnx` folder: vision, embedding, decoder.
+pub fn file_names(variant: &str) -> [String; 3] {
+    STEMS.map(|stem| file_name(stem, variant))
+}
+
+fn file_name(stem: &str, variant: &str) -> String {
+    match variant {
+        UNSUFFIXED => format!("{stem}.onnx"),
+        variant => format!("{stem}_{variant}.onnx"),
+    }
+}
+
+/// Names of the files in a folder. A name that is not UTF-8 is none of ours; links count as what
+/// they point to.
+fn list(folder: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let entry = entry.map_err(Error::io(folder))?;
+        if fs::metadata(entry.path()).is_ok_and(|meta| meta.is_file())
+            && let Ok(name) = entry.file_name().into_string()
+        {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 #[cfg(test)]

@@ -21,6 +21,6 @@ mod json;
 
 pub use config::ModelConfig;
 pub use family::{FAMILIES, FamilySpec, Source, TileMarks, TokenRule};
-pub use files::ModelFiles;
+pub use files::{ModelFiles, Refusal, Variants, file_names};
 pub use folder::Model;
 pub use json::{Json, read_bytes, read_text};
