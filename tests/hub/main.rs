@@ -263,9 +263,10 @@ fn refusals_name_repository_file_and_what_to_do() {
     }
     let (server, cache) = (model(), tempfile::tempdir().expect("temp dir"));
     let error = get(&options(&server, cache.path()), Some("int8")).expect_err("no such variant");
+    let reason = download_reason(&error);
     assert!(
-        download_reason(&error).contains("it has fp32, q4"),
-        "{error}"
+        reason.contains("`int8`") && reason.contains("vision_encoder: fp32, q4"),
+        "{reason}"
     );
     let mut nowhere = options(&server, cache.path());
     nowhere.endpoint = "http://127.0.0.1:9".to_owned();
