@@ -162,11 +162,12 @@ impl Phase {
     ) -> ([usize; 3], [usize; 3], [usize; 3], [usize; 3]) {
         let max = capacity.max_context;
         let usual = (config.tokens_per_tile + USUAL_TEXT_TOKENS).min(max);
+        let k = capacity.draft_tokens + 1;
         match self {
-            // Nothing is cached before a prompt, and only its last row is asked for.
-            Self::Prefill => ([1, usual, max], [0, 0, 0], [1, usual, max], [1, 1, 1]),
+            // Nothing is cached before a prompt. Its last row is all that is asked for, but a
+            // fixed 1 would make the builder keep the LM head a second time, in another layout.
+            Self::Prefill => ([1, usual, max], [0, 0, 0], [1, usual, max], [1, 1, k]),
             Self::Step => {
-                let k = capacity.draft_tokens + 1;
                 let past = [1, usual.min(max - k), max - 1];
                 ([1, 1, k], past, [2, past[1] + 1, max - 1 + k], [1, 1, k])
             }
