@@ -2,6 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help install-deps sdk fetch build demo test test-default test-all check fmt-check clippy doc deny \
         test-gpu test-long advisories coverage full-size bench clean distclean
 

@@ -215,6 +215,9 @@ fn source_digests(model: &Model) -> Result<Vec<FileDigest>> {
         let onnx = crate::onnx::OnnxModel::load(kind.source(model))?;
         paths.extend(onnx.sources().iter().map(|source| source.path.clone()));
     }
+    // Graphs may share a data file.
+    paths.sort();
+    paths.dedup();
     paths
         .iter()
         .map(|path| {

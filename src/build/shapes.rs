@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::component::ComponentKind;
 use crate::bundle::{Profile, ProfileInput};
 use crate::error::{Error, Result};
+use crate::limits;
 use crate::model::ModelConfig;
 use crate::onnx::passes::LOGIT_ROWS;
 use crate::onnx::{Dim, OnnxModel, ValueType};
@@ -47,11 +48,6 @@ impl Capacity {
             );
             return argument("max-context", reason);
         }
-        let least = config.tokens_per_tile + draft_tokens + 2;
-        if max_context < least {
-            let reason = format!("{max_context}, one picture and one token need {least}");
-            return argument("max-context", reason);
-        }
         const MAX_DRAFT: usize = 15;
         if draft_tokens > MAX_DRAFT {
             return argument(
@@ -59,9 +55,14 @@ impl Capacity {
                 format!("{draft_tokens}, at most {MAX_DRAFT}"),
             );
         }
+        let least = config.tokens_per_tile + draft_tokens + 2;
+        if max_context < least {
+            let reason = format!("{max_context}, one picture and one token need {least}");
+            return argument("max-context", reason);
+        }
         let max_tiles = if config.family.tiled { max_tiles } else { 1 };
-        if max_tiles == 0 {
-            return argument("tiles", "must not be 0".to_owned());
+        if !(1..=limits::TILES).contains(&max_tiles) {
+            return argument("tiles", format!("{max_tiles}, from 1 to {}", limits::TILES));
         }
         Ok(Self {
             max_context,

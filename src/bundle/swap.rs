@@ -63,8 +63,7 @@ pub(super) fn occupant(out: &Path) -> Result<Occupant> {
                 Err(error) => other(&error.to_string()),
             }
         }
-        // Of another version or damaged: still a bundle if one of the two files says so.
-        Err(Error::Mismatch { .. }) => Ok(Occupant::Bundle),
+        // Of another version or damaged: still a bundle if the digest file says so.
         Err(_) if digest.trim_ascii_end().ends_with(MANIFEST.as_bytes()) => Ok(Occupant::Bundle),
         Err(_) => other("it is not a bundle"),
     }

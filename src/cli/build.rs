@@ -9,6 +9,7 @@ use indicatif::HumanBytes;
 
 use super::build_progress::BuildProgress;
 use super::interrupt;
+use super::main::say;
 use super::source::resolve;
 use crate::build::{self, BuildOptions, BuildOutcome, TargetArg, resolve_targets};
 use crate::bundle::{Bundle, Precision, Target};
@@ -92,7 +93,11 @@ impl Args {
             );
         }
         let model = Model::load(&path, self.variant.as_deref())?;
-        eprintln!("{}: {} files", path.display(), model.files.variant);
+        say(format_args!(
+            "{}: {} files",
+            path.display(),
+            model.files.variant
+        ));
         let targets = resolve_targets(&self.target)?;
         let out = match &self.out {
             Some(out) => out.clone(),
@@ -107,7 +112,7 @@ impl Args {
             max_context: self.max_context,
             draft_tokens: self.draft_tokens,
             max_tiles: self.tiles,
-            workspace_bytes: self.workspace_mib.map(|mib| mib << 20),
+            workspace_bytes: self.workspace_mib.map(|mib| mib.saturating_mul(1 << 20)),
             timing_cache: self.timing_cache.as_deref(),
             command_line: std::env::args_os()
                 .map(|arg| arg.to_string_lossy().into_owned())

@@ -1,6 +1,6 @@
 //! Parsing of arguments, exit status, log lines.
 
-use std::io::{ErrorKind, IsTerminal, stderr};
+use std::io::{ErrorKind, IsTerminal, Write, stderr};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 use super::interrupt::{EXIT_INTERRUPTED, interrupted};
 #[cfg(feature = "tensorrt")]
 use crate::build::WORKER_COMMAND;
+use crate::error::Error;
 
 /// Small vision-language models: from ONNX files to TensorRT engines and answers about camera
 /// frames.
@@ -52,14 +53,25 @@ pub fn main() -> ExitCode {
         Command::Completions(args) => args.run(Cli::command()),
     };
     match result {
-        _ if interrupted() => ExitCode::from(EXIT_INTERRUPTED),
+        Ok(()) if interrupted() => ExitCode::from(EXIT_INTERRUPTED),
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
+        Err(e) if is_cancelled(&e) => ExitCode::from(EXIT_INTERRUPTED),
         Err(e) => {
-            eprintln!("error: {e:#}");
+            say(format_args!("error: {e:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints a line on stderr; a stderr that cannot be written is no reason to fail.
+pub(super) fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(stderr(), "{line}");
+}
+
+/// What the user asked for, not a failure.
+fn is_cancelled(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<Error>(), Some(Error::Cancelled))
 }
 
 /// The reader of our output went away: no reason to complain.

@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 
 use super::interrupt;
+use super::main::say;
 use super::source::resolve;
 use crate::decode::{Sampling, Stop};
 use crate::error::Error;
@@ -114,12 +115,12 @@ impl Args {
         }
         let path = resolve(&self.model, self.variant.as_deref(), cancel)?;
         let mut pipeline = Pipeline::open(&path, self.variant.as_deref())?;
-        eprintln!(
+        say(format_args!(
             "{}: {} on the {} engine",
             path.display(),
             pipeline.precision(),
             pipeline.backend_name()
-        );
+        ));
         let ask = Ask {
             cancel: Some(cancel),
             ..self.ask()
@@ -165,7 +166,7 @@ impl Args {
             out.write_all(answer.text.as_bytes())?;
         }
         writeln!(out)?;
-        eprintln!("  {}", summary(&answer));
+        say(format_args!("  {}", summary(&answer)));
         Ok(())
     }
 
@@ -177,9 +178,18 @@ impl Args {
                 .take(limits::PROMPT_BYTES as u64 + 1)
                 .read_to_end(&mut bytes)
                 .context("standard input")?;
-            return Ok(
-                String::from_utf8(bytes).map_err(|e| not_utf8(e.utf8_error().valid_up_to()))?
-            );
+            if bytes.len() > limits::PROMPT_BYTES {
+                let reason = format!("longer than {} bytes", limits::PROMPT_BYTES);
+                return Err(Error::Prompt { reason }.into());
+            }
+            let mut text =
+                String::from_utf8(bytes).map_err(|e| not_utf8(e.utf8_error().valid_up_to()))?;
+            // The line end that a terminal or `echo` adds is not part of the question.
+            if text.ends_with('\n') {
+                text.pop();
+                text.truncate(text.strip_suffix('\r').unwrap_or(&text).len());
+            }
+            return Ok(text);
         }
         let bytes = self.prompt.as_encoded_bytes();
         match std::str::from_utf8(bytes) {

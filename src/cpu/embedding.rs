@@ -119,7 +119,19 @@ fn table(model: &OnnxModel) -> Option<(String, Vec<i64>, Bytes, DataType)> {
     if gathers.next().is_some() || gather.attr("axis").and_then(|a| a.i).unwrap_or(0) != 0 {
         return None;
     }
-    let table = graph.initializer(gather.input.first()?)?;
+    let mut name = gather.input.first()?;
+    // Weights that are stored in half the bytes have a cast behind them.
+    while let Some(node) = graph
+        .node
+        .iter()
+        .find(|node| node.output.first() == Some(name))
+    {
+        if node.op_type == "Gather" {
+            return None;
+        }
+        name = node.input.first()?;
+    }
+    let table = graph.initializer(name)?;
     let dtype = table.dtype().ok()?;
     if !matches!(dtype, DataType::F32 | DataType::F16) {
         return None;
@@ -178,6 +190,26 @@ mod tests {
                 ));
             }
         }
+    }
+
+    #[test]
+    fn table_that_is_stored_in_half_the_bytes_is_read_where_it_lies() {
+        let mut graph = model(TensorProto::from_f32("table", &[64, 64], &[0.5; 4096]));
+        assert_eq!(
+            crate::onnx::passes::store_weights_fp16(&mut graph).expect("pass"),
+            1
+        );
+        let embedding = Embedding::load(&graph, 64, 64).expect("load");
+        assert!(matches!(
+            embedding.kind,
+            Kind::Table {
+                dtype: DataType::F16,
+                ..
+            }
+        ));
+        let mut out = Vec::new();
+        embedding.rows(&[63], &mut out).expect("rows");
+        assert_eq!(out, [0.5; 64]);
     }
 
     #[test]

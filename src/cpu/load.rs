@@ -1,5 +1,5 @@
 //! Handing a rewritten graph to rten without a second copy of its weights (an unsafe fence: see
-//! `tests/fences.rs`).
+//! `tests/house.rs`).
 #![allow(unsafe_code)]
 
 use std::collections::BTreeSet;

@@ -89,7 +89,9 @@ impl Variants {
                 match stem.strip_prefix(component) {
                     Some("") => variants.insert(UNSUFFIXED.to_string()),
                     Some(rest) => match rest.strip_prefix('_') {
-                        Some(suffix) if !suffix.is_empty() => variants.insert(suffix.to_string()),
+                        Some(suffix) if !suffix.is_empty() && suffix != UNSUFFIXED => {
+                            variants.insert(suffix.to_string())
+                        }
                         _ => false,
                     },
                     None => false,

@@ -1,4 +1,4 @@
-//! Files mapped into memory as shared byte buffers (an unsafe fence: see `tests/fences.rs`).
+//! Files mapped into memory as shared byte buffers (an unsafe fence: see `tests/house.rs`).
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -18,11 +18,12 @@ use crate::error::{Error, Result};
 /// [`Error::Io`] if the file cannot be opened or mapped, [`Error::Malformed`] if it is empty or
 /// not a regular file.
 pub fn map(path: &Path) -> Result<Bytes> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    let meta = file.metadata().map_err(Error::io(path))?;
+    // Looked at before it is opened: opening a pipe waits for a writer.
+    let meta = std::fs::metadata(path).map_err(Error::io(path))?;
     if !meta.is_file() {
         return Err(Error::malformed(path, "not a regular file"));
     }
+    let file = File::open(path).map_err(Error::io(path))?;
     if meta.len() == 0 {
         return Err(Error::malformed(path, "the file is empty"));
     }

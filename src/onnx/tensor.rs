@@ -151,10 +151,26 @@ impl TensorProto {
     /// Checks that the stored bytes fit the shape.
     pub(super) fn validate(&self, path: &Path) -> Result<()> {
         let len = self.len(path)?;
+        let dtype = self.dtype()?;
         let Some(raw) = &self.raw_data else {
+            let n_typed = self.float_data.len()
+                + self.int32_data.len()
+                + self.int64_data.len()
+                + self.double_data.len()
+                + self.uint64_data.len()
+                + self.string_data.len();
+            // Packed types hold several elements in one entry.
+            if len > 0 && dtype.bits() >= 8 && n_typed as u64 != len {
+                return Err(Error::malformed(
+                    path,
+                    format!(
+                        "tensor `{}` has {n_typed} elements for shape {:?}",
+                        self.name, self.dims
+                    ),
+                ));
+            }
             return Ok(());
         };
-        let dtype = self.dtype()?;
         if dtype.bytes_for(len) != Some(raw.len() as u64) {
             return Err(Error::malformed(
                 path,

@@ -155,6 +155,9 @@ impl Config {
 
 /// Reads a JSON object; `None` if there is no such file.
 fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
+    if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
+        return Err(Error::malformed(path, "not a regular file"));
+    }
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),

@@ -110,6 +110,7 @@ fn converse(
     let mut last = VecDeque::new();
     let mut told = None;
     let mut deadline = None;
+    let mut ended_at = None;
     loop {
         match lines.recv_timeout(POLL) {
             Ok(Line::Out(line)) => match serde_json::from_str(&line) {
@@ -129,11 +130,8 @@ fn converse(
             // Once the child has ended, silence means that all it wrote was read, also where
             // a process of its own making still holds the pipes.
             Err(RecvTimeoutError::Timeout) => {
-                if child
-                    .try_wait()
-                    .map_err(Error::io("build child"))?
-                    .is_some()
-                {
+                let ended = child.try_wait().map_err(Error::io("build child"))?;
+                if ended.is_some() && ended_at.get_or_insert_with(Instant::now).elapsed() > GRACE {
                     break;
                 }
             }

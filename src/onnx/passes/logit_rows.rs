@@ -9,6 +9,8 @@
 //! FastVLM-0.5B and 182 MB of output at 300 rows. The rows are gathered before the LM head, so
 //! that nothing is computed and thrown away.
 
+use std::collections::HashSet;
+
 use crate::error::{Error, Result};
 use crate::onnx::proto::{GraphProto, NodeProto, ValueInfoProto};
 use crate::onnx::{DataType, Dim, OnnxModel, ValueType};
@@ -42,7 +44,7 @@ pub fn select_logit_rows(model: &mut OnnxModel) -> Result<()> {
             actual: "none".to_owned(),
         });
     }
-    let head = lm_head(graph, "logits", 0).ok_or_else(|| Error::Unsupported {
+    let head = lm_head(graph, "logits").ok_or_else(|| Error::Unsupported {
         node: "logits".to_owned(),
         op: "LM head".to_owned(),
         reason: format!("{path}: no linear operator found above `logits`"),
@@ -76,22 +78,27 @@ pub fn select_logit_rows(model: &mut OnnxModel) -> Result<()> {
 }
 
 /// Index of the linear operator that `value` comes from, through elementwise operators only.
-fn lm_head(graph: &GraphProto, value: &str, depth: usize) -> Option<usize> {
-    const MAX_DEPTH: usize = 8;
-    if depth > MAX_DEPTH {
-        return None;
+fn lm_head(graph: &GraphProto, value: &str) -> Option<usize> {
+    const MAX_NODES: usize = 16;
+    let producers = graph.producers();
+    let (mut open, mut seen) = (vec![value], HashSet::new());
+    while let Some(value) = open.pop() {
+        let Some(&index) = producers.get(value) else {
+            continue;
+        };
+        if !seen.insert(index) || seen.len() > MAX_NODES {
+            continue;
+        }
+        let node = &graph.node[index];
+        if LINEAR.contains(&node.op_type.as_str()) {
+            return Some(index);
+        }
+        if ELEMENTWISE.contains(&node.op_type.as_str()) {
+            // The first input is looked at first.
+            open.extend(node.input.iter().rev().map(String::as_str));
+        }
     }
-    let index = *graph.producers().get(value)?;
-    let node = &graph.node[index];
-    if LINEAR.contains(&node.op_type.as_str()) {
-        return Some(index);
-    }
-    if !ELEMENTWISE.contains(&node.op_type.as_str()) {
-        return None;
-    }
-    node.input
-        .iter()
-        .find_map(|input| lm_head(graph, input, depth + 1))
+    None
 }
 
 fn values_between(graph: &GraphProto, first: usize) -> Vec<String> {
@@ -161,6 +168,18 @@ mod tests {
             model.graph().outputs()[0].to_string(),
             "f32 [1, logit_rows, 2]"
         );
+    }
+
+    #[test]
+    fn select_logit_rows_of_a_graph_that_fans_out_without_end_is_refused_at_once() {
+        let mut nodes = vec![NodeProto::new("Add", &["x", "x"], &["v0"])];
+        for level in 1..12 {
+            let (input, output) = (format!("v{}", level - 1), format!("v{level}"));
+            nodes.push(NodeProto::new("Add", &[input.as_str(); 64], &[&output]));
+        }
+        nodes.push(NodeProto::new("Identity", &["v11"], &["logits"]));
+        let mut model = model(nodes);
+        assert!(select_logit_rows(&mut model).is_err());
     }
 
     #[test]
