@@ -485,3 +485,38 @@ fn run_that_crops_says_so_once() {
     );
     assert!(!String::from_utf8_lossy(&padded.stderr).contains("crops"));
 }
+
+#[test]
+fn run_on_every_form_of_tiny_folder_gives_the_token_ids_of_pytorch() {
+    let temp = tempfile::tempdir().expect("dir");
+    for form in ["plain", "contrib", "contrib-sep"] {
+        for family in ["fastvlm", "smolvlm"] {
+            let name = format!("{family}-tiny-{form}");
+            let folder = root().join("tests/data/tiny").join(&name);
+            let bytes = std::fs::read(folder.join("golden.safetensors")).expect("golden");
+            let golden = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+            let picture = golden.tensor("image").expect("image");
+            let (h, w) = (picture.shape()[0] as u32, picture.shape()[1] as u32);
+            let path = temp.path().join("picture.png");
+            image::RgbImage::from_raw(w, h, picture.data().to_vec())
+                .expect("size")
+                .save(&path)
+                .expect("png");
+            let ids = golden.tensor("greedy_ids").expect("ids");
+            let ids: Vec<i64> = ids
+                .data()
+                .chunks_exact(8)
+                .map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes")))
+                .collect();
+            let args = ["--prompt", "Describe the image in detail.", "--tiles", "1"];
+            let more = ["--max-tokens", "32", "--variant", "fp32", "--image"];
+            let path = path.to_str().expect("path");
+            let answer = run_json(&folder, &[&args[..], &more, &[path]].concat()).remove(0);
+            let given = answer["token_ids"].as_array().expect("ids");
+            let given: Vec<i64> = given.iter().filter_map(Value::as_i64).collect();
+            let ended = answer["stop"] == "eos";
+            assert!(ended || given.len() == ids.len(), "{name}: {answer}");
+            assert_eq!(given, ids[..given.len()], "{name}");
+        }
+    }
+}
