@@ -160,6 +160,37 @@ fn build_with_bad_arguments_leaves_nothing() {
 }
 
 #[test]
+fn build_from_a_folder_that_cannot_be_run_is_refused_with_the_file_named() {
+    let dir = tempfile::tempdir().expect("dir");
+    let model = dir.path().join("model");
+    std::fs::create_dir_all(model.join("onnx")).expect("dir");
+    for sub in ["", "onnx"] {
+        for entry in std::fs::read_dir(demo().join(sub)).expect("demo") {
+            let path = entry.expect("entry").path();
+            if path.is_file() {
+                let to = model.join(sub).join(path.file_name().expect("name"));
+                std::fs::copy(&path, to).expect("copy");
+            }
+        }
+    }
+    for file in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "preprocessor_config.json",
+    ] {
+        let path = model.join(file);
+        let good = std::fs::read(&path).expect("read");
+        std::fs::write(&path, b"garbage").expect("write");
+        let output = build(&model, &dir.path().join("bundle"), &["--target", "cpu"]);
+        assert_eq!(output.status.code(), Some(1), "{file}");
+        let stderr = text(&output.stderr);
+        assert!(stderr.contains(file), "{file}: {stderr}");
+        std::fs::write(&path, good).expect("restore");
+    }
+    assert_eq!(names(dir.path()), ["model"]);
+}
+
+#[test]
 fn run_of_a_damaged_bundle_is_refused_with_the_file_named() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("bundle");

@@ -15,6 +15,8 @@ use crate::bundle::{
 use crate::digest::sha256_file;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::preprocess::Processor;
+use crate::text::Text;
 
 /// Files of a model folder that a bundle takes along, as far as they are there.
 const COPIED: [&str; 9] = [
@@ -161,6 +163,9 @@ pub fn build(
         options.draft_tokens,
         options.max_tiles,
     )?;
+    // What a run reads beside the graphs is checked before anything is built.
+    Processor::load(&model.dir)?;
+    Text::load(&model.dir, &model.config)?;
     let writer = BundleWriter::create(options.out, options.force)?;
     let (mut sets, mut reports) = (Vec::new(), Vec::new());
     for &target in options.targets {
