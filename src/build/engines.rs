@@ -10,7 +10,7 @@ use super::component::{COMPONENTS, ComponentKind, Runner, prepare};
 use super::order::{BuildOptions, Event};
 use super::shapes::Capacity;
 use crate::bundle::{
-    BundleWriter, Component, Engine, EngineSet, Extent, Flavour, Part, Target, TensorInfo,
+    BundleWriter, Component, Engine, EngineSet, Flavour, Part, Target, TensorInfo,
 };
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -232,17 +232,11 @@ fn component(kind: ComponentKind, file: String, graph: &OnnxModel) -> Component 
 }
 
 fn tensor_info(value: &ValueType) -> TensorInfo {
-    let extent = |dim: &Dim| match dim {
-        Dim::Fixed(n) => Extent::Fixed(*n as u64),
-        other => Extent::Named(other.to_string()),
-    };
-    TensorInfo {
-        name: value.name.clone(),
-        dtype: value
-            .dtype
-            .map_or_else(|| "?".to_owned(), |dtype| dtype.to_string()),
-        shape: value.dims.iter().flatten().map(extent).collect(),
-    }
+    let dtype = value
+        .dtype
+        .map_or_else(|| "?".to_owned(), |dtype| dtype.to_string());
+    let dims = value.dims.iter().flatten().map(Dim::to_string);
+    TensorInfo::new(&value.name, dtype, dims)
 }
 
 fn part(name: &str, bytes: u64) -> Part {
@@ -301,14 +295,9 @@ fn trt_profile(profile: &crate::bundle::Profile) -> crate::trt::Profile {
 
 #[cfg(feature = "tensorrt")]
 fn tensors(io: &[crate::trt::TensorDesc], mode: crate::trt::IoMode) -> Vec<TensorInfo> {
-    let extent =
-        |&n: &i64| u64::try_from(n).map_or_else(|_| Extent::Named("?".to_owned()), Extent::Fixed);
+    let extent = |&n: &i64| u64::try_from(n).map_or_else(|_| "?".to_owned(), |n| n.to_string());
     io.iter()
         .filter(|tensor| tensor.mode == mode)
-        .map(|tensor| TensorInfo {
-            name: tensor.name.clone(),
-            dtype: tensor.dtype.to_string(),
-            shape: tensor.shape.iter().map(extent).collect(),
-        })
+        .map(|t| TensorInfo::new(&t.name, &t.dtype, t.shape.iter().map(extent)))
         .collect()
 }

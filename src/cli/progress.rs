@@ -25,7 +25,8 @@ pub fn spinner(label: &str) -> ProgressBar {
     bar
 }
 
-fn style(template: &str) -> ProgressStyle {
+/// The look of a bar.
+pub fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 

@@ -155,15 +155,23 @@ impl GraphProto {
             })
     }
 
-    /// Counts of operators, most frequent first; operators of other domains with their domain.
+    /// Counts of operators, those of subgraphs too, most frequent first; operators of other domains with their
+    /// domain.
     pub fn op_counts(&self) -> Vec<(String, usize)> {
-        let mut counts: HashMap<String, usize> = HashMap::new();
-        for node in &self.node {
-            *counts.entry(node.op()).or_default() += 1;
-        }
+        let mut counts = HashMap::new();
+        self.count_ops(&mut counts);
         let mut counts: Vec<_> = counts.into_iter().collect();
         counts.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         counts
+    }
+
+    fn count_ops(&self, counts: &mut HashMap<String, usize>) {
+        for node in &self.node {
+            *counts.entry(node.op()).or_default() += 1;
+            for subgraph in node.subgraphs() {
+                subgraph.count_ops(counts);
+            }
+        }
     }
 
     /// Indices of the nodes that read each value, ascending; subgraphs count for their node.

@@ -76,13 +76,11 @@ pub fn inspect(path: &Path) -> Result<OnnxReport> {
         })
     };
     let graph = model.graph();
-    let mut counts = BTreeMap::new();
-    count_ops(graph, &mut counts);
-    let mut ops: Vec<OpCount> = counts
+    let ops: Vec<OpCount> = graph
+        .op_counts()
         .into_iter()
         .map(|(op, count)| OpCount { op, count })
         .collect();
-    ops.sort_by_key(|op| std::cmp::Reverse(op.count));
     let external = model.sources().iter().skip(1).map(|s| size(&s.path));
     Ok(OnnxReport {
         path: path.to_path_buf(),
@@ -106,16 +104,6 @@ pub fn inspect(path: &Path) -> Result<OnnxReport> {
         weight_bytes: model.weight_bytes(),
         weights: weights(graph, path)?,
     })
-}
-
-/// Counts operators, those of subgraphs too.
-fn count_ops(graph: &GraphProto, counts: &mut BTreeMap<String, usize>) {
-    for node in &graph.node {
-        *counts.entry(node.op()).or_default() += 1;
-        for subgraph in node.subgraphs() {
-            count_ops(subgraph, counts);
-        }
-    }
 }
 
 fn weights(graph: &GraphProto, path: &Path) -> Result<Vec<Weights>> {
