@@ -22,6 +22,7 @@ pub mod model;
 pub mod onnx;
 pub mod pipeline;
 pub mod preprocess;
+pub mod quantize;
 pub mod tensor;
 pub mod text;
 #[cfg(feature = "tensorrt")]

@@ -20,6 +20,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("bundle", 3),
     ("hub", 3),
     ("cpu", 4),
+    ("quantize", 4),
     ("backend", 5),
     ("build", 6),
     ("decode", 6),
