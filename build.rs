@@ -56,6 +56,13 @@ mod tensorrt {
         }
         let headers = find_headers(sdk);
         let cuda = cuda_include(sdk);
+        // Where the tests find them, who compile libraries of their own.
+        let folders: Vec<String> = headers
+            .iter()
+            .map(|set| format!("{}={}", set.key, set.dir.display()))
+            .collect();
+        println!("cargo::rustc-env=TRTVLM_HEADERS={}", folders.join(":"));
+        println!("cargo::rustc-env=TRTVLM_CUDA_HEADERS={}", cuda.display());
         compile(&headers, &cuda);
         constants(&headers, &cuda, sdk);
     }

@@ -30,6 +30,8 @@ mod parent;
 mod plan;
 mod progress;
 mod search;
+#[cfg(test)]
+mod side_by_side_tests;
 mod spec;
 mod wire;
 
