@@ -4,7 +4,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help install-deps sdk fetch build demo test test-default test-all check fmt-check clippy doc deny \
-        test-gpu test-long advisories coverage full-size bench clean distclean
+        test-gpu test-long headers-check advisories coverage full-size bench clean distclean
 
 CARGO ?= cargo
 PYTHON ?= python3
@@ -83,6 +83,9 @@ test-long: test advisories coverage full-size ## what needs the network, extra t
 
 advisories: ## known vulnerabilities in dependencies (network, cargo-deny)
 	$(CARGO) deny --all-features check advisories
+
+headers-check: sdk fetch ## compile the shim, warnings as errors, with each folder of headers in TENSORRT_INCLUDE_DIR
+	$(OFFLINE) tools/headers.sh
 
 coverage: sdk fetch ## line coverage without GPU-only code (cargo-llvm-cov or cargo-tarpaulin)
 	tools/coverage.sh
