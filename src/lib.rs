@@ -14,6 +14,7 @@ pub mod cuda;
 pub mod decode;
 pub mod digest;
 pub mod error;
+pub mod host;
 #[cfg(feature = "cli")]
 pub mod hub;
 pub mod huge_pages;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 /// on the same floor never.
 const FLOORS: &[(&str, u8)] = &[
     ("error", 1),
+    ("host", 1),
     ("huge_pages", 1),
     ("limits", 1),
     ("digest", 2),

@@ -81,24 +81,3 @@ impl Answer {
         Some(steps as f64 / (self.timings_ms.decode / 1e3))
     }
 }
-
-/// Largest resident memory of this process so far (`VmHWM`), in bytes.
-pub(super) fn peak_memory_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .and_then(|rest| rest.trim().strip_suffix("kB"))
-        .and_then(|kib| kib.trim().parse::<u64>().ok())
-        .map_or(0, |kib| kib * 1024)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn peak_memory_is_told_on_linux() {
-        assert!(peak_memory_bytes() > 1 << 20);
-    }
-}

@@ -4,11 +4,12 @@ use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use super::answer::{Answer, Speculation, Timings, VisualTokens, peak_memory_bytes};
+use super::answer::{Answer, Speculation, Timings, VisualTokens};
 use super::open::Pipeline;
 use crate::backend::Prefill;
 use crate::decode::{Limits, Sampler, Sampling, SentenceEnd, Stop, generate};
 use crate::error::{Error, Result};
+use crate::host::peak_resident_bytes;
 use crate::preprocess::{Fit, Frame, PixelValues, Tiles};
 use crate::text::ImageSlot;
 
@@ -166,7 +167,7 @@ impl Pipeline {
                 accepted: 0,
             },
             timings_ms: timings,
-            peak_memory_bytes: peak_memory_bytes(),
+            peak_memory_bytes: peak_resident_bytes(),
         })
     }
 

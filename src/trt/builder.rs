@@ -86,7 +86,7 @@ fn build_with(
         io,
         profiles: spec.profiles.clone(),
         seconds,
-        peak_rss_bytes: memory::peak_rss_bytes(),
+        peak_rss_bytes: crate::host::peak_resident_bytes(),
         plan_bytes,
         plan_sha256,
         target: spec.target,

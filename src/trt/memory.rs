@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::host::Memory;
 
 /// What the smallest build takes: the libraries and the builder's own tables.
 const BASE_BYTES: u64 = 256 << 20;
@@ -20,10 +21,11 @@ pub fn planned_bytes(weight_bytes: u64) -> u64 {
 /// # Errors
 /// [`Error::OutOfMemory`] with both figures.
 pub(super) fn require(component: &str, weight_bytes: u64) -> Result<()> {
-    let Some(available_bytes) = field("/proc/meminfo", "MemAvailable:") else {
+    let Some(memory) = Memory::read() else {
         return Ok(());
     };
-    require_of(component, weight_bytes, available_bytes)
+    let group = memory.group_limit.unwrap_or(u64::MAX);
+    require_of(component, weight_bytes, memory.available.min(group))
 }
 
 fn require_of(component: &str, weight_bytes: u64, available_bytes: u64) -> Result<()> {
@@ -67,19 +69,6 @@ pub(super) fn onnx_bytes(onnx: &Path) -> Result<u64> {
     Ok(data.fold(own, u64::saturating_add))
 }
 
-/// Peak resident memory of this process; 0 where the system does not tell.
-pub(super) fn peak_rss_bytes() -> u64 {
-    field("/proc/self/status", "VmHWM:").unwrap_or(0)
-}
-
-/// A field in kB of one of Linux's status files, in bytes.
-fn field(file: &str, name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,10 +101,5 @@ mod tests {
             onnx_bytes(&dir.path().join("b.onnx")),
             Err(Error::Io { .. })
         ));
-    }
-
-    #[test]
-    fn peak_rss_of_a_live_process_is_not_zero() {
-        assert!(peak_rss_bytes() > 1 << 20);
     }
 }

@@ -9,6 +9,7 @@ use std::thread;
 use indicatif::HumanBytes;
 
 use super::item::Item;
+use crate::host::Memory;
 use crate::hub::HubOptions;
 
 /// Free space below which a folder is too small for a build.
@@ -102,34 +103,18 @@ fn cpu() -> Item {
 }
 
 fn memory() -> Item {
-    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let bytes = |key: &str| {
-        let kib: u64 = field(&info, key)?.split(' ').next()?.parse().ok()?;
-        kib.checked_mul(1024)
-    };
-    let (Some(total), Some(available)) = (bytes("MemTotal"), bytes("MemAvailable")) else {
+    let Some(memory) = Memory::read() else {
         return Item::warning("memory", "unknown: no /proc/meminfo", "mount /proc");
     };
-    let mut found = format!("{}, {} available", HumanBytes(total), HumanBytes(available));
-    if let Some(limit) = cgroup_limit().filter(|&limit| limit < total) {
+    let (total, available) = (HumanBytes(memory.total), HumanBytes(memory.available));
+    let mut found = format!("{total}, {available} available");
+    if let Some(limit) = memory.group_limit {
         found += &format!("; limited to {} by its control group", HumanBytes(limit));
     }
-    match available < SMALL_BYTES {
+    match memory.available < SMALL_BYTES {
         true => Item::warning("memory", found, "close other programs before a build"),
         false => Item::ok("memory", found),
     }
-}
-
-/// What a container may use.
-fn cgroup_limit() -> Option<u64> {
-    let files = [
-        "/sys/fs/cgroup/memory.max",
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-    ];
-    let text = files
-        .iter()
-        .find_map(|file| fs::read_to_string(file).ok())?;
-    text.trim().parse().ok()
 }
 
 /// The Jetson that this is, if it is one.
