@@ -79,13 +79,10 @@ impl CpuBackend {
         let mut decoder = OnnxModel::load(&model.files.decoder)?;
         contract::check_decoder(&decoder, config)?;
         let is_cut = decoder.graph().input.iter().any(|i| i.name == LOGIT_ROWS);
-        let session = if is_cut {
-            drop(decoder);
-            Session::open(&model.files.decoder)?
-        } else {
+        if !is_cut {
             select_logit_rows(&mut decoder)?;
-            Session::load(&decoder)?
-        };
+        }
+        let session = Session::load(&decoder)?;
         let kv_shape = [1, config.n_kv_heads, 0, config.head_dim];
         Ok(Self {
             vision,

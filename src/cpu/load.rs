@@ -3,97 +3,153 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
+use bytes::Bytes;
 use rten::{Model, ModelOptions};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::onnx::proto::TensorProto;
 use crate::onnx::{DataType, OnnxModel};
 
 /// Tensors of fewer bytes travel inside the graph.
 const INLINE_BYTES: usize = 1024;
 
+/// A graph in the engine, and the mapped files that its weights lie in.
+pub(super) struct Loaded {
+    model: Model,
+    /// Declared after `model`, so that it is dropped after it.
+    _weights: Vec<Bytes>,
+}
+
+impl Loaded {
+    /// The graph.
+    pub(super) fn model(&self) -> &Model {
+        &self.model
+    }
+}
+
 /// Loads a graph that passes may have rewritten.
 ///
-/// rten takes external weights from files beside the graph, so that the graph goes into a
-/// temporary folder with links to the files that hold the weights. They are mapped if that saves
-/// a copy, and read tensor by tensor otherwise (weights inside an ONNX file are rarely aligned,
-/// FP16 ones are widened).
-pub(super) fn load(model: &OnnxModel) -> Result<Model> {
-    let dir = tempfile::Builder::new()
-        .prefix("trtvlm-")
-        .tempdir()
-        .map_err(Error::io(std::env::temp_dir()))?;
-    let mapped = is_worth_mapping(model);
+/// The graph is encoded without its weights, which rten takes from memory: where they lie in the
+/// mapped files, or from a copy of a tensor that is not aligned there (weights inside an ONNX
+/// file rarely are). Nothing is written to disk.
+///
+/// # Errors
+/// [`Error::Cpu`](crate::Error::Cpu) if the engine refuses the graph.
+pub(super) fn load(model: &OnnxModel) -> Result<Loaded> {
+    let mut options = ModelOptions::with_all_ops();
+    options.prepack_weights(false);
     let mut used = BTreeSet::new();
+    let mut copies = 0usize;
     let graph = model.encode(|tensor| {
         let raw = tensor.raw_data.as_ref()?;
         if raw.len() < INLINE_BYTES {
             return None;
         }
-        let location = model.locate(raw)?;
-        // rten refuses to map what is not aligned; inside the graph it is copied.
-        if mapped && !is_aligned(tensor.dtype().ok()?, location.offset) {
-            return None;
+        if let Some(location) = model.locate(raw).filter(|_| can_stay(tensor, raw)) {
+            used.insert(location.source);
+            return Some((file_name(location.source), location.offset));
         }
-        used.insert(location.source);
-        Some((link_name(location.source), location.offset))
+        copies += 1;
+        let name = format!("copy{copies}.data");
+        options.external_data(&name, raw.to_vec());
+        Some((name, 0))
     });
+    let mut weights = Vec::with_capacity(used.len());
     for source in used {
-        let target = &model.sources()[source].path;
-        let target = target.canonicalize().map_err(Error::io(target))?;
-        let link = dir.path().join(link_name(source));
-        std::os::unix::fs::symlink(&target, &link).map_err(Error::io(&link))?;
+        let bytes = model.sources()[source].bytes().clone();
+        // SAFETY: `bytes` is moved into `Loaded` beside the model, is dropped after it, and never
+        // moves or changes what it points to. rten keeps the slice in the constants of its graph
+        // only; what its runs return is owned.
+        let slice: &'static [u8] =
+            unsafe { std::slice::from_raw_parts(bytes.as_ptr(), bytes.len()) };
+        options.external_data_static(&file_name(source), slice);
+        weights.push(bytes);
     }
-    let path = dir.path().join("graph.onnx");
-    std::fs::write(&path, graph).map_err(Error::io(&path))?;
-    open(&path, mapped, &model.path().display().to_string())
+    let name = model.path().display().to_string();
+    let model = super::session::guard(&name, || options.load(graph))?;
+    Ok(Loaded {
+        model,
+        _weights: weights,
+    })
 }
 
-/// Loads a graph that stands on disk as it is to be run, its weights mapped.
-pub(super) fn load_file(path: &Path) -> Result<Model> {
-    open(path, true, &path.display().to_string())
-}
-
-fn open(path: &Path, mapped: bool, name: &str) -> Result<Model> {
-    let mut options = ModelOptions::with_all_ops();
-    let options = options.prepack_weights(false);
-    let load = || {
-        if mapped {
-            // SAFETY: rten's condition is that the file does not change while it is mapped,
-            // which is the rule that `onnx::map` states for all model files.
-            unsafe { options.load_mmap(path) }
-        } else {
-            options.load_file(path)
-        }
-    };
-    super::session::guard(name, load)
-}
-
-fn link_name(source: usize) -> String {
-    // rten opens external data only from files with an extension that begins with `data`.
+fn file_name(source: usize) -> String {
+    // rten takes external data only under names with an extension that begins with `data`.
     format!("{source}.data")
 }
 
-/// True if rten can use more than half of the weights where they lie.
-fn is_worth_mapping(model: &OnnxModel) -> bool {
-    let in_place = |tensor: &TensorProto| -> Option<usize> {
-        let raw = tensor.raw_data.as_ref()?;
-        let dtype = tensor.dtype().ok()?;
-        let native = matches!(
-            dtype,
-            DataType::F32 | DataType::I32 | DataType::U8 | DataType::I8
-        );
-        let aligned = is_aligned(dtype, model.locate(raw)?.offset);
-        (native && aligned).then_some(raw.len())
+/// True if rten can read a tensor's bytes where they lie: it uses some types in place, looks at
+/// FP16 as a slice, and converts the others byte by byte.
+fn can_stay(tensor: &TensorProto, raw: &Bytes) -> bool {
+    let align = match tensor.dtype() {
+        Ok(DataType::F32 | DataType::I32) => 4,
+        Ok(DataType::F16) => 2,
+        _ => 1,
     };
-    let weights = &model.graph().initializer;
-    let usable: usize = weights.iter().filter_map(in_place).sum();
-    usable as u64 * 2 > model.weight_bytes()
+    raw.as_ptr().addr().is_multiple_of(align)
 }
 
-/// True if a tensor of this type may lie at `offset` of a mapped file.
-fn is_aligned(dtype: DataType, offset: u64) -> bool {
-    offset.is_multiple_of(u64::from(dtype.bits() / 8).max(1))
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use prost::Message;
+    use rten_tensor::Tensor;
+    use rten_tensor::prelude::*;
+
+    use super::super::Session;
+    use super::*;
+    use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
+
+    /// `y = x + w` with 512 weights, stored inside the file after `pad` bytes of text.
+    fn model(dtype: DataType, raw: Vec<u8>, pad: usize) -> OnnxModel {
+        let value = |name: &str| ValueInfoProto {
+            name: name.to_owned(),
+            ..ValueInfoProto::default()
+        };
+        let mut nodes = vec![NodeProto::new("Cast", &["w"], &["v"]).with_int("to", 1)];
+        nodes.push(NodeProto::new("Add", &["x", "v"], &["y"]));
+        let proto = ModelProto {
+            producer_name: " ".repeat(pad),
+            graph: Some(GraphProto {
+                node: nodes,
+                initializer: vec![TensorProto::from_raw("w", dtype, &[512], raw)],
+                input: vec![value("x")],
+                output: vec![value("y")],
+                ..GraphProto::default()
+            }),
+            ..ModelProto::default()
+        };
+        OnnxModel::parse(Path::new("sum.onnx"), proto.encode_to_vec().into()).expect("parse")
+    }
+
+    #[test]
+    fn weights_of_every_type_and_alignment_are_those_of_the_file() {
+        let numbers = 0..512i16;
+        let raw = |dtype| -> Vec<u8> {
+            let bytes = |n: i16| match dtype {
+                DataType::F32 => f32::from(n).to_le_bytes().to_vec(),
+                DataType::F16 => half::f16::from_f32(f32::from(n)).to_le_bytes().to_vec(),
+                DataType::I32 => i32::from(n).to_le_bytes().to_vec(),
+                _ => i64::from(n).to_le_bytes().to_vec(),
+            };
+            numbers.clone().flat_map(bytes).collect()
+        };
+        for dtype in [DataType::F32, DataType::F16, DataType::I32, DataType::I64] {
+            for pad in 0..4 {
+                let model = model(dtype, raw(dtype), pad);
+                let session = Session::load(&model).expect("load");
+                // The session keeps what it reads from.
+                drop(model);
+                let x = Tensor::<f32>::full(&[512], 0.5);
+                let inputs = vec![(session.input("x").expect("x"), x.into())];
+                let outputs = session.run(inputs, &[session.output("y").expect("y")]);
+                let y = outputs.expect("run").remove(0).into_tensor::<f32>();
+                let expected: Vec<f32> = numbers.clone().map(|n| f32::from(n) + 0.5).collect();
+                let y: Vec<f32> = y.expect("f32").iter().copied().collect();
+                assert_eq!(y, expected, "{dtype} after {pad} bytes");
+            }
+        }
+    }
 }

@@ -5,15 +5,16 @@ use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use rten::{Model, NodeId, Value, ValueOrView};
+use rten::{NodeId, Value, ValueOrView};
 
+use super::load::{Loaded, load};
 use crate::error::{Error, Result};
 use crate::onnx::OnnxModel;
 
 /// A loaded graph with named inputs and outputs.
 pub struct Session {
     name: String,
-    model: Model,
+    loaded: Loaded,
     inputs: HashMap<String, NodeId>,
     outputs: HashMap<String, NodeId>,
 }
@@ -22,32 +23,29 @@ impl Session {
     /// Loads a graph that passes may have rewritten.
     ///
     /// # Errors
-    /// [`Error::Cpu`] if the engine refuses the graph, [`Error::Io`] if its temporary files
-    /// cannot be written.
+    /// [`Error::Cpu`] if the engine refuses the graph.
     pub fn load(model: &OnnxModel) -> Result<Self> {
-        Self::new(model.path(), super::load::load(model)?)
-    }
-
-    /// Loads a graph from disk as it stands, with its weights mapped.
-    ///
-    /// # Errors
-    /// As [`Session::load`].
-    pub fn open(path: &Path) -> Result<Self> {
-        Self::new(path, super::load::load_file(path)?)
-    }
-
-    fn new(path: &Path, model: Model) -> Result<Self> {
+        let loaded = load(model)?;
+        let engine = loaded.model();
         let by_name = |ids: &[NodeId]| -> HashMap<String, NodeId> {
             ids.iter()
-                .filter_map(|&id| Some((model.node_info(id)?.name()?.to_owned(), id)))
+                .filter_map(|&id| Some((engine.node_info(id)?.name()?.to_owned(), id)))
                 .collect()
         };
         Ok(Self {
-            name: path.display().to_string(),
-            inputs: by_name(model.input_ids()),
-            outputs: by_name(model.output_ids()),
-            model,
+            name: model.path().display().to_string(),
+            inputs: by_name(engine.input_ids()),
+            outputs: by_name(engine.output_ids()),
+            loaded,
         })
+    }
+
+    /// Loads a graph from disk as it stands.
+    ///
+    /// # Errors
+    /// As [`OnnxModel::load`] and [`Session::load`].
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::load(&OnnxModel::load(path)?)
     }
 
     /// True if the graph has an input of this name.
@@ -92,7 +90,9 @@ impl Session {
         inputs: Vec<(NodeId, ValueOrView<'_>)>,
         outputs: &[NodeId],
     ) -> Result<Vec<Value>> {
-        guard(&self.name, || self.model.run(inputs, outputs, None))
+        guard(&self.name, || {
+            self.loaded.model().run(inputs, outputs, None)
+        })
     }
 }
 

@@ -16,6 +16,10 @@ use crate::limits;
 /// Tensors of at least this many bytes are written beside the graph, not into it.
 const EXTERNAL_BYTES: usize = 1024;
 
+/// Version of the file format that is written where the source has none: the first that lets
+/// initializers stand without being inputs, with the operator sets that we know.
+const IR_VERSION: i64 = 8;
+
 /// Alignment of each tensor in a data file: a cache line, and enough for any element type.
 const DATA_ALIGN: u64 = 64;
 
@@ -34,6 +38,13 @@ pub struct Source {
     /// The file.
     pub path: PathBuf,
     bytes: Bytes,
+}
+
+impl Source {
+    /// Its contents.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
 }
 
 /// Where a tensor's bytes are: the index of a [`Source`] and an offset in it.
@@ -176,6 +187,8 @@ impl OnnxModel {
     /// (`None`) or are at `(file, offset)` beside it.
     pub fn encode(&self, mut place: impl FnMut(&TensorProto) -> Option<(String, u64)>) -> Vec<u8> {
         let mut proto = self.proto.clone();
+        // Some readers know an ONNX file by this field.
+        proto.ir_version.get_or_insert(IR_VERSION);
         let mut graph = self.graph.clone();
         each_tensor(&mut graph, &mut |tensor| {
             if let Some((file, offset)) = place(tensor) {
