@@ -4,15 +4,134 @@
 //! every token walks them all again. Where the kernel gives huge pages on request
 //! (`/sys/kernel/mm/transparent_hugepage/enabled` is `madvise`), we ask for them. Programs that
 //! link the library choose their own allocator; ours uses this one.
+//!
+//! It also knows a bound. A graph decides at run time how much memory the CPU engine asks for;
+//! where that cannot be had, Rust's way is to abort, and where the kernel promises more than it
+//! has, the machine is brought down. While a [`Hold`] is alive, blocks beyond the bound, and
+//! blocks that the system refuses, end the process with a message and status 1 instead. (An
+//! allocator can neither return an error that the engine would look at, nor unwind.)
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::fmt::Write;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
 
 /// Size of a huge page on x86-64 and on aarch64 with 4 KiB pages.
 const HUGE: usize = 2 << 20;
 
 /// Smaller blocks are left to the system's allocator as they are.
 const LARGE: usize = 2 * HUGE;
+
+/// Smaller blocks are not counted: they are many, and no tensor of consequence is among them.
+const COUNTED: usize = 32 << 10;
+
+/// Bytes in blocks of at least [`COUNTED`] bytes.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+/// What [`HELD`] may not exceed while a [`Hold`] is alive.
+static BOUND: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Number of [`Hold`]s.
+static HOLDS: AtomicUsize = AtomicUsize::new(0);
+
+/// What the newest [`Hold`] is for, closed by a zero. Two at once may mix their letters.
+static LABEL: [AtomicU8; 256] = [const { AtomicU8::new(0) }; 256];
+
+/// While it is alive, nobody in this process gets more memory than [`bound`] allows.
+///
+/// Without [`HugePages`] as the program's allocator it does nothing.
+#[derive(Debug)]
+pub struct Hold(PhantomData<()>);
+
+impl Hold {
+    /// Begins; `label` says in the message who asked for too much.
+    pub fn new(label: &str) -> Self {
+        let letters = label.bytes().take(LABEL.len() - 1).chain([0]);
+        for (place, letter) in LABEL.iter().zip(letters) {
+            place.store(letter, Relaxed);
+        }
+        HOLDS.fetch_add(1, Relaxed);
+        Self(PhantomData)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        HOLDS.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Sets the bound: `left` bytes beyond those that are held now.
+pub fn bound(left: u64) {
+    let left = usize::try_from(left).unwrap_or(usize::MAX);
+    BOUND.store(HELD.load(Relaxed).saturating_add(left), Relaxed);
+}
+
+/// Counts a block that is about to be asked for.
+fn count(size: usize) {
+    if size < COUNTED {
+        return;
+    }
+    let held = HELD.fetch_add(size, Relaxed).saturating_add(size);
+    if held > BOUND.load(Relaxed) && HOLDS.load(Relaxed) > 0 {
+        refuse(size);
+    }
+}
+
+/// Takes a block of `size` bytes out of the count.
+fn discount(size: usize) {
+    if size >= COUNTED {
+        HELD.fetch_sub(size, Relaxed);
+    }
+}
+
+/// Passes a block on; one that the system did not give is not held.
+fn given(block: *mut u8, size: usize) -> *mut u8 {
+    if block.is_null() {
+        if HOLDS.load(Relaxed) > 0 {
+            refuse(size);
+        }
+        discount(size);
+    }
+    block
+}
+
+/// Ends the process without another allocation.
+#[cold]
+fn refuse(size: usize) -> ! {
+    struct Line([u8; 512], usize);
+    impl Write for Line {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            for (place, &letter) in self.0[self.1..].iter_mut().zip(text.as_bytes()) {
+                *place = letter;
+                self.1 += 1;
+            }
+            Ok(())
+        }
+    }
+    let mut label = [0u8; LABEL.len()];
+    let letters = LABEL.iter().map(|letter| letter.load(Relaxed));
+    let mut len = 0;
+    for letter in letters.take_while(|&letter| letter != 0) {
+        label[len] = letter;
+        len += 1;
+    }
+    let label = label[..len]
+        .utf8_chunks()
+        .next()
+        .map_or("", |chunk| chunk.valid());
+    let mut line = Line([0; 512], 0);
+    let _ = writeln!(
+        line,
+        "error: {label}: it asks for a block of {size} bytes, more than this machine has left"
+    );
+    // SAFETY: the buffer is live and has `line.1` bytes.
+    unsafe { libc::write(libc::STDERR_FILENO, line.0.as_ptr().cast(), line.1) };
+    // SAFETY: ends the process; handlers of `exit` may need locks that this thread holds, so that
+    // none is run.
+    unsafe { libc::_exit(1) }
+}
 
 /// The system's allocator, with huge pages asked for under blocks of 4 MiB and more.
 #[derive(Debug, Clone, Copy, Default)]
@@ -44,17 +163,19 @@ fn advise(block: *mut u8, layout: Layout) {
 // changed and alignment only raised.
 unsafe impl GlobalAlloc for HugePages {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
         let layout = served(layout);
         // SAFETY: the caller's promise that the size is not zero holds for `served`, too.
         let block = unsafe { System.alloc(layout) };
         advise(block, layout);
-        block
+        given(block, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if layout.size() < LARGE {
+            count(layout.size());
             // SAFETY: as in `alloc`.
-            return unsafe { System.alloc_zeroed(layout) };
+            return given(unsafe { System.alloc_zeroed(layout) }, layout.size());
         }
         // SAFETY: as in `alloc`; the block has `layout.size()` bytes. Zeroed after the advice,
         // because zeroing takes the pages.
@@ -68,15 +189,23 @@ unsafe impl GlobalAlloc for HugePages {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        discount(layout.size());
         // SAFETY: `block` came from `alloc` with the same request, so from `System` with
         // `served(layout)`.
         unsafe { System.dealloc(block, served(layout)) }
     }
 
+    /// Large blocks are copied to another place: nothing large grows here (tensors are made at
+    /// their size, files are mapped), so that moving pages instead would pay nowhere.
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         if layout.size().max(new_size) < LARGE {
+            count(new_size);
             // SAFETY: both sizes are served as they are, and the caller promises the rest.
-            return unsafe { System.realloc(block, layout, new_size) };
+            let new = given(unsafe { System.realloc(block, layout, new_size) }, new_size);
+            if !new.is_null() {
+                discount(layout.size());
+            }
+            return new;
         }
         // SAFETY: the caller promises that `new_size`, rounded up to `layout.align()`, does not
         // overflow.
@@ -98,8 +227,11 @@ unsafe impl GlobalAlloc for HugePages {
 mod tests {
     use super::*;
 
+    static COUNTING: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
     #[test]
     fn blocks_keep_their_contents_across_sizes() {
+        let _one = COUNTING.lock().expect("lock");
         let pattern = |i: usize| (i % 251) as u8;
         let (small, large) = (LARGE - 4096, LARGE + HUGE + 4096);
         let layout = Layout::from_size_align(small, 64).expect("layout");
@@ -130,5 +262,47 @@ mod tests {
             assert!((0..large).all(|i| *zeroed.add(i) == 0));
             HugePages.dealloc(zeroed, layout);
         }
+    }
+
+    /// Tests do not run on this allocator, so that nobody else counts.
+    #[test]
+    fn count_follows_every_change_of_a_block() {
+        let _one = COUNTING.lock().expect("lock");
+        let layout = |size| Layout::from_size_align(size, 64).expect("layout");
+        let before = HELD.load(Relaxed);
+        let held = || HELD.load(Relaxed) - before;
+        // SAFETY: as above.
+        unsafe {
+            let small = HugePages.alloc(layout(COUNTED - 1));
+            assert_eq!(held(), 0);
+            let mut size = COUNTED - 1;
+            let mut block = small;
+            for new_size in [COUNTED, LARGE, COUNTED + 1, LARGE + 1, 8] {
+                block = HugePages.realloc(block, layout(size), new_size);
+                size = new_size;
+                assert_eq!(held(), if size < COUNTED { 0 } else { size });
+            }
+            HugePages.dealloc(block, layout(size));
+            for size in [COUNTED, LARGE] {
+                let block = HugePages.alloc_zeroed(layout(size));
+                assert_eq!(held(), size);
+                HugePages.dealloc(block, layout(size));
+            }
+        }
+        assert_eq!(held(), 0);
+    }
+
+    #[test]
+    fn bound_without_a_hold_refuses_nothing() {
+        let _one = COUNTING.lock().expect("lock");
+        let layout = Layout::from_size_align(LARGE, 64).expect("layout");
+        bound(0);
+        // SAFETY: as above.
+        unsafe {
+            let block = HugePages.alloc(layout);
+            assert!(!block.is_null());
+            HugePages.dealloc(block, layout);
+        }
+        BOUND.store(usize::MAX, Relaxed);
     }
 }

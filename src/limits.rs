@@ -51,6 +51,10 @@ pub const ONNX_DEPTH: usize = 8;
 /// Largest number of elements of one tensor.
 pub const TENSOR_ELEMENTS: u64 = 1 << 33;
 
+/// Largest number of elements of a tensor that a node makes on the CPU engine (4 GiB of f32): the
+/// attention scores of 64 tiles are below it.
+pub const CPU_TENSOR_ELEMENTS: u64 = 1 << 30;
+
 /// Most layers of a decoder.
 pub const DECODER_LAYERS: usize = 256;
 

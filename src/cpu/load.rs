@@ -8,11 +8,17 @@ use bytes::Bytes;
 use rten::{Model, ModelOptions};
 
 use crate::error::Result;
+use crate::host::{Memory, resident_bytes};
+use crate::huge_pages;
 use crate::onnx::proto::TensorProto;
 use crate::onnx::{DataType, OnnxModel};
 
 /// Tensors of fewer bytes travel inside the graph.
 const INLINE_BYTES: usize = 1024;
+
+/// The part of the memory that is left, as 1/n, that a graph may not have: small blocks, stacks and
+/// page tables live in it.
+const RESERVE: u64 = 16;
 
 /// A graph in the engine, and the mapped files that its weights lie in.
 pub(super) struct Loaded {
@@ -35,8 +41,11 @@ impl Loaded {
 /// file rarely are). Nothing is written to disk.
 ///
 /// # Errors
-/// [`Error::Cpu`](crate::Error::Cpu) if the engine refuses the graph.
+/// [`Error::TooLarge`](crate::Error::TooLarge) or [`Error::Unsupported`](crate::Error::Unsupported)
+/// for graphs that the engine may not be asked to load, [`Error::Cpu`](crate::Error::Cpu) for
+/// those that it refuses.
 pub(super) fn load(model: &OnnxModel) -> Result<Loaded> {
+    super::sizes::check(model)?;
     let mut options = ModelOptions::with_all_ops();
     options.prepack_weights(false);
     let mut used = BTreeSet::new();
@@ -65,6 +74,10 @@ pub(super) fn load(model: &OnnxModel) -> Result<Loaded> {
             unsafe { std::slice::from_raw_parts(bytes.as_ptr(), bytes.len()) };
         options.external_data_static(&file_name(source), slice);
         weights.push(bytes);
+    }
+    if let Some(memory) = Memory::read() {
+        let left = memory.left_for(resident_bytes());
+        huge_pages::bound(left - left / RESERVE);
     }
     let name = model.path().display().to_string();
     let model = super::session::guard(&name, || options.load(graph))?;

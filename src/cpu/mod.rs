@@ -6,6 +6,8 @@
 mod embedding;
 mod load;
 mod session;
+mod shape_rules;
+mod sizes;
 
 pub use embedding::Embedding;
 pub use session::Session;

@@ -9,6 +9,7 @@ use rten::{NodeId, Value, ValueOrView};
 
 use super::load::{Loaded, load};
 use crate::error::{Error, Result};
+use crate::huge_pages::Hold;
 use crate::onnx::OnnxModel;
 
 /// A loaded graph with named inputs and outputs.
@@ -96,12 +97,14 @@ impl Session {
     }
 }
 
-/// Runs a call into the engine; its errors and its panics become [`Error::Cpu`].
+/// Runs a call into the engine; its errors and its panics become [`Error::Cpu`]. Memory beyond
+/// what the machine had left when the newest graph was loaded is refused meanwhile.
 pub(super) fn guard<T, E: Display>(name: &str, call: impl FnOnce() -> Result<T, E>) -> Result<T> {
     let failed = |message: String| Error::Cpu {
         graph: name.to_owned(),
         message,
     };
+    let _hold = Hold::new(&format!("CPU engine, {name}"));
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(e)) => Err(failed(e.to_string())),
