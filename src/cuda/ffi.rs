@@ -1,10 +1,10 @@
 //! Calls into the CUDA driver and NVRTC (an unsafe fence: see `tests/house.rs`).
 //!
-//! cudarc panics when it calls into a library that is not there, so every function below
-//! [`driver_is_present`] asks that first.
+//! cudarc panics when it calls into a library that is not there or lacks a function, so every
+//! function below [`driver_is_present`] asks that first.
 #![allow(unsafe_code)]
 
-use std::ffi::c_int;
+use std::ffi::{CStr, c_int};
 use std::path::Path;
 
 use cudarc::driver::{DriverError, result, sys};
@@ -18,11 +18,29 @@ pub(super) struct Device {
     pub memory_bytes: u64,
 }
 
-/// Whether the driver library can be opened.
+/// Every function of the driver that this file calls, errors' texts included.
+const CALLS: [&CStr; 9] = [
+    c"cuInit",
+    c"cuDriverGetVersion",
+    c"cuGetErrorName",
+    c"cuGetErrorString",
+    c"cuDeviceGetCount",
+    c"cuDeviceGet",
+    c"cuDeviceGetName",
+    c"cuDeviceGetAttribute",
+    c"cuDeviceTotalMem_v2",
+];
+
+/// Whether the driver library can be opened, and is one.
 pub(super) fn driver_is_present() -> bool {
     // SAFETY: opens libcuda by its own names, whose initialisers are NVIDIA's, as any program
     // that is linked with it does.
-    unsafe { sys::is_culib_present() }
+    let opened = unsafe { sys::is_culib_present() };
+    opened
+        && CALLS.iter().all(|&call| {
+            // SAFETY: the library was opened above. The address is looked up, not called.
+            unsafe { sys::culib().get::<unsafe extern "C" fn()>(call) }.is_ok()
+        })
 }
 
 fn require_driver(call: &'static str) -> Result<()> {
@@ -31,7 +49,7 @@ fn require_driver(call: &'static str) -> Result<()> {
     }
     Err(Error::Cuda {
         call,
-        message: "the driver library is not there".to_owned(),
+        message: "the driver library is not there, or is none".to_owned(),
     })
 }
 

@@ -46,7 +46,7 @@ pub fn probe() -> Result<DriverInfo> {
     if !ffi::driver_is_present() {
         return Err(unavailable(
             "the CUDA driver",
-            "libcuda.so is not in the loader's path: install NVIDIA's driver",
+            "no usable libcuda.so is in the loader's path: install NVIDIA's driver",
         ));
     }
     ffi::init()?;
