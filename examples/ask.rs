@@ -8,12 +8,8 @@ use trtvlm::preprocess::Frame;
 fn main() -> trtvlm::Result<()> {
     let mut pipeline = Pipeline::open(Path::new("onnx/uav-tiny"), None)?;
     let frame = Frame::load(Path::new("calibration/images/0024.png"))?;
-    let answer = pipeline.ask(
-        &frame,
-        "describe the scene",
-        &Ask::default(),
-        &mut |piece| print!("{piece}"),
-    )?;
+    let mut print = |piece: &str| print!("{piece}");
+    let answer = pipeline.ask(&frame, "describe the scene", &Ask::default(), &mut print)?;
     println!(" ({:.0} ms)", answer.timings_ms.total);
     Ok(())
 }

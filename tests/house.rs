@@ -114,3 +114,22 @@ fn unsafe_code_stands_behind_its_fences_only() {
         .collect();
     assert_eq!(found, allowed);
 }
+
+#[test]
+fn readme_shows_the_example_as_it_is_compiled() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| std::fs::read_to_string(root.join(name)).expect("read");
+    let (example, readme) = (read("examples/ask.rs"), read("README.md"));
+    let code = example.split_once("\n\n").expect("a line about it").1;
+    let blocks: Vec<&str> = readme
+        .split("```rust\n")
+        .skip(1)
+        .filter_map(|rest| Some(rest.split_once("```")?.0))
+        .collect();
+    assert_eq!(blocks, [code]);
+    let n_lines = code.lines().filter(|line| !line.is_empty()).count();
+    assert!(
+        n_lines <= 15,
+        "the README says fifteen lines, not {n_lines}"
+    );
+}
