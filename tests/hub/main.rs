@@ -1,6 +1,7 @@
 //! Models fetched from a hub, whole or not at all.
 #![cfg(feature = "cli")]
 
+mod cli;
 mod server;
 
 use std::fs;
