@@ -7,10 +7,13 @@
 //! | pass                  | what it changes |
 //! |-----------------------|-----------------|
 //! | [`select_logit_rows`] | logits of the rows that are asked for, before everything else |
+//! | [`return_new_rows`]   | new rows of the KV cache, not the whole of it |
+//! | [`split_lm_head`]     | the LM head in parts, if asked for |
 //! | [`set_dims`]          | named dimensions become numbers |
 //! | [`sort_nodes`]        | nodes stand in topological order |
 //! | [`lift_constants`]    | `Constant` nodes become initializers |
 //! | [`clamp_mask_fill`]   | −3.4e38 and −inf in masks become −3e4 |
+//! | [`group_queries`]     | queries grouped by the key they share, no expanded KV |
 //! | [`scale_query`]       | the factor of attention scores moves to the query |
 //! | [`to_fp16`], [`to_fp32`] | every float gets its type |
 //! | [`store_weights_fp16`] | large weights become FP16, with a cast to FP32 behind them |
@@ -18,15 +21,18 @@
 mod casts;
 mod constants;
 mod fp16;
+mod group_queries;
 mod logit_rows;
 mod mask_fill;
 mod narrow;
+mod new_rows;
 mod ops;
 mod order;
 mod precision;
 mod prepare;
 mod retype;
 mod scale_query;
+mod split_head;
 mod static_dims;
 mod store_weights;
 #[cfg(test)]
@@ -35,11 +41,14 @@ mod types;
 
 pub use constants::lift_constants;
 pub use fp16::{Fp16Options, Fp16Report, to_fp16, to_fp32};
+pub use group_queries::group_queries;
 pub use logit_rows::{LOGIT_ROWS, select_logit_rows};
 pub use mask_fill::{MASK_FILL, clamp_mask_fill};
+pub use new_rows::{NEW_PREFIX, return_new_rows};
 pub use order::sort_nodes;
 pub use prepare::{prepare_fp16, prepare_fp32};
 pub use scale_query::scale_query;
+pub use split_head::split_lm_head;
 pub use static_dims::set_dims;
 pub use store_weights::store_weights_fp16;
 pub use types::{Types, check_types};
