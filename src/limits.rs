@@ -45,6 +45,10 @@ pub const ONNX_FILE_BYTES: u64 = 2 << 30;
 /// Largest number of nodes of one ONNX graph, subgraphs included.
 pub const ONNX_NODES: usize = 200_000;
 
+/// Most memory that an ONNX file may take when it is decoded, weights that stay in the file not
+/// counted, in bytes: five thousand for each of [`ONNX_NODES`] nodes.
+pub const ONNX_DECODED_BYTES: u64 = 1 << 30;
+
 /// Deepest nesting of ONNX subgraphs.
 pub const ONNX_DEPTH: usize = 8;
 

@@ -8,8 +8,9 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::map::map;
-use super::proto::{GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto};
+use super::proto::{GraphProto, ModelProto, StringStringEntryProto, TensorProto};
 use super::tensor::EXTERNAL;
+use super::wire;
 use crate::error::{Error, Result};
 use crate::limits;
 
@@ -62,7 +63,8 @@ impl OnnxModel {
     /// # Errors
     /// [`Error::Io`], [`Error::Malformed`] or [`Error::TooLarge`], always with the file's name:
     /// not protobuf, no graph, truncated, weights that do not fit their shapes, external data
-    /// outside the model's folder or shorter than the graph says.
+    /// outside the model's folder or shorter than the graph says. [`Error::Unsupported`] if the
+    /// file defines functions.
     pub fn load(path: &Path) -> Result<Self> {
         let bytes = map(path)?;
         Self::parse(path, bytes)
@@ -80,6 +82,7 @@ impl OnnxModel {
                 limit: limits::ONNX_FILE_BYTES,
             });
         }
+        wire::check(path, &bytes)?;
         let mut proto = ModelProto::decode(bytes.clone())
             .map_err(|e| Error::malformed(path, format!("not an ONNX file, or cut short: {e}")))?;
         let graph = proto
@@ -96,7 +99,7 @@ impl OnnxModel {
                 bytes,
             }],
         };
-        model.check_size()?;
+        model.check_known()?;
         model.resolve_external()?;
         Ok(model)
     }
@@ -242,13 +245,16 @@ impl OnnxModel {
         std::fs::write(path, proto).map_err(Error::io(path))
     }
 
-    fn check_size(&self) -> Result<()> {
-        let nodes = count_nodes(&self.graph.node, 0, &self.path)?;
-        if nodes > limits::ONNX_NODES {
-            return Err(Error::TooLarge {
-                what: format!("{} (nodes)", self.path.display()),
-                actual: nodes as u64,
-                limit: limits::ONNX_NODES as u64,
+    /// Refuses what passes and engines do not know.
+    fn check_known(&self) -> Result<()> {
+        if let Some(function) = self.proto.functions.first() {
+            return Err(Error::Unsupported {
+                node: function.name.clone(),
+                op: format!("function of domain `{}`", function.domain),
+                reason: format!(
+                    "{} defines operators of its own; export the model with them inlined",
+                    self.path.display()
+                ),
             });
         }
         if !self.graph.sparse_initializer.is_empty() {
@@ -359,23 +365,6 @@ pub(super) fn each_tensor<E>(
     Ok(())
 }
 
-fn count_nodes(nodes: &[NodeProto], depth: usize, path: &Path) -> Result<usize> {
-    if depth > limits::ONNX_DEPTH {
-        return Err(Error::TooLarge {
-            what: format!("{} (depth of subgraphs)", path.display()),
-            actual: depth as u64,
-            limit: limits::ONNX_DEPTH as u64,
-        });
-    }
-    let mut count = nodes.len();
-    for attribute in nodes.iter().flat_map(|node| &node.attribute) {
-        for graph in attribute.g.iter().chain(&attribute.graphs) {
-            count += count_nodes(&graph.node, depth + 1, path)?;
-        }
-    }
-    Ok(count)
-}
-
 fn write_at_offsets(path: &Path, parts: &[(u64, Bytes)]) -> std::io::Result<()> {
     let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
     let mut position = 0u64;
@@ -387,4 +376,31 @@ fn write_at_offsets(path: &Path, parts: &[(u64, Bytes)]) -> std::io::Result<()> 
     }
     out.flush()?;
     out.get_ref().sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::proto::{FunctionProto, ValueInfoProto};
+    use super::*;
+
+    #[test]
+    fn functions_of_the_file_are_refused_by_name() {
+        let proto = ModelProto {
+            graph: Some(GraphProto {
+                output: vec![ValueInfoProto::default()],
+                ..GraphProto::default()
+            }),
+            functions: vec![FunctionProto {
+                name: "Twice".to_owned(),
+                domain: "own".to_owned(),
+                ..FunctionProto::default()
+            }],
+            ..ModelProto::default()
+        };
+        let parsed = OnnxModel::parse(Path::new("f.onnx"), proto.encode_to_vec().into());
+        let text = parsed.expect_err("a function").to_string();
+        for word in ["Twice", "own", "f.onnx"] {
+            assert!(text.contains(word), "{text}");
+        }
+    }
 }

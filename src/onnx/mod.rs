@@ -13,6 +13,7 @@ mod map;
 pub mod passes;
 pub mod proto;
 mod tensor;
+mod wire;
 
 pub use dtype::DataType;
 pub use file::{Location, OnnxModel, Source};
