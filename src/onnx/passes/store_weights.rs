@@ -4,9 +4,12 @@
 //! behind it. For engines that compute in FP32 anyway (the CPU's), this is what FP16 can give: a
 //! bundle of half the size. Unlike [`to_fp16`](super::to_fp16) it takes every operator.
 
+use std::collections::HashSet;
+
 use super::narrow::{count_beyond_f16, to_half};
 use crate::error::Result;
-use crate::onnx::proto::{GraphProto, NodeProto};
+use crate::onnx::graph::Names;
+use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, OnnxModel};
 
 /// Smaller weights are not worth a node: biases, scales, shapes.
@@ -20,6 +23,8 @@ const LARGE_ELEMENTS: u64 = 4096;
 pub fn store_weights_fp16(model: &mut OnnxModel) -> Result<usize> {
     let path = model.path().to_path_buf();
     let graph = model.graph_mut();
+    let mut names = Names::of(graph);
+    let mut stored = HashSet::new();
     let mut casts = Vec::new();
     for index in 0..graph.initializer.len() {
         let weight = &graph.initializer[index];
@@ -29,20 +34,17 @@ pub fn store_weights_fp16(model: &mut OnnxModel) -> Result<usize> {
         }
         let name = weight.name.clone();
         let mut half = to_half(weight, &path)?.tensor;
-        half.name = graph.fresh_name(&format!("{name}_fp16"));
+        half.name = names.fresh(&format!("{name}_fp16"));
         let cast = NodeProto::new("Cast", &[&half.name], &[&name]);
         casts.push(cast.with_int("to", DataType::F32 as i64));
-        drop_input(graph, &name);
+        stored.insert(name);
         graph.initializer[index] = half;
     }
     let n_stored = casts.len();
+    // Files older than IR 4 list weights as inputs, too.
+    graph.input.retain(|input| !stored.contains(&input.name));
     graph.node.splice(0..0, casts);
     Ok(n_stored)
-}
-
-/// Files older than IR 4 list weights as inputs, too.
-fn drop_input(graph: &mut GraphProto, name: &str) {
-    graph.input.retain(|input| input.name != name);
 }
 
 #[cfg(test)]
@@ -52,7 +54,7 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::onnx::proto::{ModelProto, TensorProto, ValueInfoProto};
+    use crate::onnx::proto::{GraphProto, ModelProto, TensorProto, ValueInfoProto};
 
     #[test]
     fn large_weights_are_halved_and_the_rest_left() {
