@@ -3,22 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::error::{Error, Result};
-use crate::model::{Refusal, Variants, file_names};
-
-/// Files that no model folder goes without.
-const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
-
-/// Files that are fetched if they are there.
-const OPTIONAL: [&str; 8] = [
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "pruner.safetensors",
-    "router.safetensors",
-];
+use crate::model::{OPTIONAL_FILES, REQUIRED_FILES, Refusal, Variants, file_names};
 
 /// Folder of what was trained to draft for a model.
 const DRAFTS: &str = "drafts/";
@@ -36,7 +21,7 @@ pub(super) fn choose(listed: &[String], variant: Option<&str>) -> Result<Vec<Str
         .map(String::as_str)
         .filter(|n| is_safe(n))
         .collect();
-    if let Some(missing) = REQUIRED.iter().find(|name| !listed.contains(*name)) {
+    if let Some(missing) = REQUIRED_FILES.iter().find(|name| !listed.contains(*name)) {
         return Err(format!(
             "it has no {missing}: not a model in the hub's ONNX layout"
         ));
@@ -48,8 +33,8 @@ pub(super) fn choose(listed: &[String], variant: Option<&str>) -> Result<Vec<Str
     })?;
     let onnx = file_names(&variant).map(|name| format!("{ONNX}{name}"));
     let wanted = |name: &&&str| {
-        REQUIRED.contains(name)
-            || OPTIONAL.contains(name)
+        REQUIRED_FILES.contains(name)
+            || OPTIONAL_FILES.contains(name)
             || name.starts_with(DRAFTS)
             || onnx.iter().any(|file| is_file_or_data(name, file))
     };

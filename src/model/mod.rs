@@ -13,12 +13,14 @@
 //! stands in a prompt. What a key is called in which generation of a format is data; what must be
 //! there is checked, and a missing or absurd value is an error that names file and key.
 
+mod companions;
 mod config;
 mod family;
 mod files;
 mod folder;
 mod json;
 
+pub use companions::{OPTIONAL_FILES, REQUIRED_FILES, companions};
 pub use config::ModelConfig;
 pub use family::{FAMILIES, FamilySpec, Source, TileMarks, TokenRule};
 pub use files::{ModelFiles, Refusal, Variants, file_names};
