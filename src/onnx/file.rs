@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use prost::Message;
@@ -16,6 +18,9 @@ use crate::limits;
 
 /// Tensors of at least this many bytes are written beside the graph, not into it.
 const EXTERNAL_BYTES: usize = 1024;
+
+/// So much is written between two looks at whether to stop.
+const WRITE_BYTES: usize = 16 << 20;
 
 /// Version of the file format that is written where the source has none: the first that lets
 /// initializers stand without being inputs, with the operator sets that we know.
@@ -31,6 +36,24 @@ pub struct OnnxModel {
     proto: ModelProto,
     graph: GraphProto,
     sources: Vec<Source>,
+    cancel: Option<Arc<AtomicBool>>,
+}
+
+/// Says whether somebody wants the work on a model to stop.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Option<Arc<AtomicBool>>);
+
+impl Cancel {
+    /// Fails if work is to stop.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn check(&self) -> Result<()> {
+        match &self.0 {
+            Some(flag) if flag.load(Ordering::Relaxed) => Err(Error::Cancelled),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A mapped file that holds weights.
@@ -98,10 +121,21 @@ impl OnnxModel {
                 path: path.to_path_buf(),
                 bytes,
             }],
+            cancel: None,
         };
         model.check_known()?;
         model.resolve_external()?;
         Ok(model)
+    }
+
+    /// Lets another thread stop passes over this model, and its saving, by setting `cancel`.
+    pub fn cancel_with(&mut self, cancel: Arc<AtomicBool>) {
+        self.cancel = Some(cancel);
+    }
+
+    /// What says that work on this model is to stop, for passes that hold parts of it.
+    pub fn cancel(&self) -> Cancel {
+        Cancel(self.cancel.clone())
     }
 
     /// The file that was parsed.
@@ -217,7 +251,7 @@ impl OnnxModel {
     /// Writes the model to `path` and its weights, aligned for mapping, to `<path>.data`.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the file that could not be written.
+    /// [`Error::Io`] naming the file that could not be written, [`Error::Cancelled`].
     pub fn save(&self, path: &Path) -> Result<()> {
         let mut data_path = path.as_os_str().to_owned();
         data_path.push(".data");
@@ -240,7 +274,7 @@ impl OnnxModel {
             Some((data_name.clone(), offset))
         });
         if !weights.is_empty() {
-            write_at_offsets(&data_path, &weights).map_err(Error::io(&data_path))?;
+            write_at_offsets(&data_path, &weights, &self.cancel())?;
         }
         std::fs::write(path, proto).map_err(Error::io(path))
     }
@@ -365,17 +399,21 @@ pub(super) fn each_tensor<E>(
     Ok(())
 }
 
-fn write_at_offsets(path: &Path, parts: &[(u64, Bytes)]) -> std::io::Result<()> {
-    let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
+fn write_at_offsets(path: &Path, parts: &[(u64, Bytes)], cancel: &Cancel) -> Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(Error::io(path))?);
     let mut position = 0u64;
     for (offset, bytes) in parts {
         let padding = [0u8; DATA_ALIGN as usize];
-        out.write_all(&padding[..(offset - position) as usize])?;
-        out.write_all(bytes)?;
+        let mut write = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io(path));
+        write(&padding[..(offset - position) as usize])?;
+        for chunk in bytes.chunks(WRITE_BYTES) {
+            cancel.check()?;
+            write(chunk)?;
+        }
         position = offset + bytes.len() as u64;
     }
-    out.flush()?;
-    out.get_ref().sync_all()
+    let written = out.flush().and_then(|()| out.get_ref().sync_all());
+    written.map_err(Error::io(path))
 }
 
 #[cfg(test)]
@@ -402,5 +440,26 @@ mod tests {
         for word in ["Twice", "own", "f.onnx"] {
             assert!(text.contains(word), "{text}");
         }
+    }
+
+    #[test]
+    fn save_of_a_model_that_was_cancelled_stops() {
+        let proto = ModelProto {
+            graph: Some(GraphProto {
+                initializer: vec![TensorProto::from_f32("w", &[1024], &[0.0; 1024])],
+                output: vec![ValueInfoProto::default()],
+                ..GraphProto::default()
+            }),
+            ..ModelProto::default()
+        };
+        let bytes = proto.encode_to_vec().into();
+        let mut model = OnnxModel::parse(Path::new("m.onnx"), bytes).expect("parse");
+        let dir = tempfile::tempdir().expect("temp dir");
+        let cancel = Arc::new(AtomicBool::new(false));
+        model.cancel_with(cancel.clone());
+        assert!(model.save(&dir.path().join("m.onnx")).is_ok());
+        cancel.store(true, Ordering::Relaxed);
+        let saved = model.save(&dir.path().join("n.onnx"));
+        assert!(matches!(saved, Err(Error::Cancelled)), "{saved:?}");
     }
 }

@@ -16,6 +16,6 @@ mod tensor;
 mod wire;
 
 pub use dtype::DataType;
-pub use file::{Location, OnnxModel, Source};
+pub use file::{Cancel, Location, OnnxModel, Source};
 pub use graph::{Dim, ValueType};
 pub use map::map;

@@ -36,11 +36,14 @@ pub fn prepare_fp32(model: &mut OnnxModel, dims: &[(&str, usize)]) -> Result<()>
 
 /// The passes that both precisions need: none of them depends on types.
 fn simplify(model: &mut OnnxModel, dims: &[(&str, usize)]) -> Result<()> {
+    let cancel = model.cancel();
     set_dims(model, dims)?;
     sort_nodes(model)?;
     lift_constants(model)?;
+    cancel.check()?;
     let n_fills = clamp_mask_fill(model)?;
     let n_scales = scale_query(model)?;
+    cancel.check()?;
     tracing::debug!(graph = %model.path().display(), n_fills, n_scales, "simplified");
     Ok(())
 }

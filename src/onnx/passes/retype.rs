@@ -14,7 +14,7 @@ use super::types::{Types, check_types};
 use crate::error::{Error, Result};
 use crate::onnx::graph::Names;
 use crate::onnx::proto::{NodeProto, TensorProto, ValueInfoProto};
-use crate::onnx::{DataType, OnnxModel};
+use crate::onnx::{Cancel, DataType, OnnxModel};
 
 /// Carries out `plan`; `types` are those of the graph as it is.
 pub(super) fn apply(
@@ -24,11 +24,13 @@ pub(super) fn apply(
     io: DataType,
 ) -> Result<Fp16Report> {
     let path = model.path().to_path_buf();
+    let cancel = model.cancel();
     let graph = model.graph_mut();
     let names = Names::of(graph);
     let constants = std::mem::take(&mut graph.initializer);
     let mut rewriter = Rewriter {
         path,
+        cancel,
         names,
         constants: constants.into_iter().map(|t| (t.name.clone(), t)).collect(),
         old: types,
@@ -71,6 +73,7 @@ pub(super) fn apply(
 
 struct Rewriter {
     path: PathBuf,
+    cancel: Cancel,
     names: Names,
     /// Constants as the file has them, until the first reader takes them.
     constants: HashMap<String, TensorProto>,
@@ -168,6 +171,7 @@ impl Rewriter {
 
     /// Stores a constant as `variant` in type `dtype`.
     fn convert(&mut self, name: &str, variant: &str, dtype: DataType) -> Result<()> {
+        self.cancel.check()?;
         let Some(constant) = self.constants.get(name) else {
             return Ok(());
         };

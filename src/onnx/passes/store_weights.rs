@@ -22,11 +22,13 @@ const LARGE_ELEMENTS: u64 = 4096;
 /// [`Error::Malformed`](crate::Error::Malformed) if a weight's bytes do not fit its shape.
 pub fn store_weights_fp16(model: &mut OnnxModel) -> Result<usize> {
     let path = model.path().to_path_buf();
+    let cancel = model.cancel();
     let graph = model.graph_mut();
     let mut names = Names::of(graph);
     let mut stored = HashSet::new();
     let mut casts = Vec::new();
     for index in 0..graph.initializer.len() {
+        cancel.check()?;
         let weight = &graph.initializer[index];
         let large = weight.dtype()? == DataType::F32 && weight.len(&path)? >= LARGE_ELEMENTS;
         if !large || count_beyond_f16(weight, &path)? > 0 {
