@@ -34,7 +34,11 @@ const NEIGHBOURS: &[(&str, &str)] = &[("trt", "cuda")];
 
 /// The only files that may allow unsafe code, each with the reason.
 const FENCES: &[(&str, &str)] = &[
-    ("src/cpu/load.rs", "rten maps weight files"),
+    ("src/cli/signals.rs", "a signal is ignored"),
+    (
+        "src/cpu/load.rs",
+        "rten reads weights where they are mapped",
+    ),
     ("src/cuda/ffi.rs", "calls into the CUDA driver and NVRTC"),
     ("src/huge_pages.rs", "an allocator"),
     ("src/onnx/map.rs", "files mapped into memory"),

@@ -7,6 +7,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use super::interrupt::{EXIT_INTERRUPTED, interrupted};
+use super::signals::ignore_file_size_signal;
 #[cfg(feature = "tensorrt")]
 use crate::build::WORKER_COMMAND;
 use crate::error::Error;
@@ -34,6 +35,7 @@ enum Command {
 
 /// Parses the arguments of the process, runs the subcommand, returns the exit status.
 pub fn main() -> ExitCode {
+    ignore_file_size_signal();
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("TRTVLM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()

@@ -14,6 +14,7 @@ mod interrupt;
 mod main;
 mod progress;
 mod run;
+mod signals;
 mod source;
 mod table;
 
