@@ -37,9 +37,16 @@ pub enum Event {
     },
 }
 
+/// Part of a warning that says nothing but that our graphs have 64-bit indices.
+const INT64_NOTE: &str = "has Int64 binding";
+
 /// Writes a log line of TensorRT to `tracing`, target `tensorrt`.
 pub(super) fn trace(level: LogLevel, message: &str) {
     match level {
+        // Every input and output of 64-bit integers gets such a line in every build.
+        LogLevel::Warn if message.contains(INT64_NOTE) => {
+            tracing::debug!(target: "tensorrt", "{message}");
+        }
         LogLevel::Error => tracing::error!(target: "tensorrt", "{message}"),
         LogLevel::Warn => tracing::warn!(target: "tensorrt", "{message}"),
         LogLevel::Info => tracing::info!(target: "tensorrt", "{message}"),

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 
 /// How often a quiet build is asked whether it was cancelled.
 const POLL: Duration = Duration::from_millis(50);
-/// How long a cancelled child may take to stop by itself.
+/// How long a child that was cancelled, or has closed its outputs, may take to stop by itself.
 const GRACE: Duration = Duration::from_secs(3);
 /// How many of a child's last lines a crash report carries.
 const LAST_LINES: usize = 8;
@@ -139,9 +139,25 @@ fn converse(
         }
         stop_if_asked(child, &mut stdin, cancel, &mut deadline);
     }
-    let status = child.wait().map_err(Error::io("build child"))?;
+    let status = end(child).map_err(Error::io("build child"))?;
     drop(stdin);
     Ok(told.map_or(Ended::Died(status, last), Ended::Told))
+}
+
+/// The status of a child that has nothing more to say; one that lives on for longer than
+/// [`GRACE`] is killed.
+fn end(child: &mut Child) -> std::io::Result<ExitStatus> {
+    let deadline = Instant::now() + GRACE;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if Instant::now() >= deadline {
+            child.kill()?;
+            return child.wait();
+        }
+        std::thread::sleep(POLL);
+    }
 }
 
 /// First asks, then kills.
@@ -304,6 +320,12 @@ mod tests {
         let outcome = with_script("sleep 20 & wait", &AtomicBool::new(true));
         assert!(matches!(outcome, Err(Error::Cancelled)), "{outcome:?}");
         assert!(begin.elapsed() >= GRACE && begin.elapsed() < GRACE * 5);
+    }
+
+    #[test]
+    fn child_that_falls_silent_and_lives_on_is_killed() {
+        let (_, reason) = crash_of("exec >&- 2>&-; sleep 60");
+        assert!(reason.contains("SIGKILL"), "{reason}");
     }
 
     #[test]
