@@ -240,9 +240,9 @@ mod tensorrt {
                 .file("cpp/shim.cpp")
                 .include(generated.join("include"))
                 .include(generated.join("crate"))
-                .flag("-isystem")
+                .flag(search_flag(&set.dir))
                 .flag(&set.dir)
-                .flag("-isystem")
+                .flag(search_flag(cuda))
                 .flag(cuda)
                 .define("TRTVLM_ABI", set.key.as_str())
                 .define("nvinfer1", format!("nvinfer1_{}", set.key).as_str())
@@ -250,6 +250,17 @@ mod tensorrt {
                 .compile(&format!("trtvlm_shim_{}", set.key));
         }
         println!("cargo::rustc-link-lib=dl");
+    }
+
+    /// How the compiler is told of a folder of headers whose warnings are not ours. The system's
+    /// own folders must not move to the front of its list, where the C++ headers, which include
+    /// the *next* header of a name, would not find the C ones behind them.
+    fn search_flag(dir: &Path) -> &'static str {
+        let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_path_buf());
+        match system_folders().iter().any(|system| *system == dir) {
+            true => "-idirafter",
+            false => "-isystem",
+        }
     }
 
     fn strict(build: &mut cc::Build) -> &mut cc::Build {
@@ -295,9 +306,9 @@ mod tensorrt {
                     "trtvlm_constants.hpp",
                     "#include <NvInfer.h>\n#include <NvOnnxParser.h>\n",
                 )
-                .clang_args(["-x", "c++", "-std=c++17", "-isystem"])
+                .clang_args(["-x", "c++", "-std=c++17", search_flag(&set.dir)])
                 .clang_arg(set.dir.display().to_string())
-                .clang_arg("-isystem")
+                .clang_arg(search_flag(cuda))
                 .clang_arg(cuda.display().to_string())
                 .clang_args(compiler_headers())
                 .allowlist_var("NV_TENSORRT_(MAJOR|MINOR|PATCH)")
