@@ -36,16 +36,6 @@ impl<T> Tensor<T> {
     pub fn data(&self) -> &[T] {
         &self.data
     }
-
-    /// All elements in row-major order, to be changed in place.
-    pub fn data_mut(&mut self) -> &mut [T] {
-        &mut self.data
-    }
-
-    /// Shape and elements.
-    pub fn into_parts(self) -> (Vec<usize>, Vec<T>) {
-        (self.shape, self.data)
-    }
 }
 
 #[cfg(test)]

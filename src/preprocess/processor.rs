@@ -126,11 +126,6 @@ impl Processor {
         }
     }
 
-    /// Whether it cuts a frame into tiles.
-    pub fn is_tiled(&self) -> bool {
-        matches!(self.config.kind, Kind::Tiled { .. })
-    }
-
     /// Makes pixel values of `frame`.
     ///
     /// # Errors
