@@ -7,6 +7,7 @@ use std::time::Duration;
 use assert_cmd::cargo::CommandCargoExt;
 use serde_json::Value;
 use trtvlm::bundle::Bundle;
+use trtvlm::onnx::OnnxModel;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -159,10 +160,9 @@ fn build_with_bad_arguments_leaves_nothing() {
     assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
 }
 
-#[test]
-fn build_from_a_folder_that_cannot_be_run_is_refused_with_the_file_named() {
-    let dir = tempfile::tempdir().expect("dir");
-    let model = dir.path().join("model");
+/// A copy of the demo model.
+fn copy_of_demo(dir: &Path) -> PathBuf {
+    let model = dir.join("model");
     std::fs::create_dir_all(model.join("onnx")).expect("dir");
     for sub in ["", "onnx"] {
         for entry in std::fs::read_dir(demo().join(sub)).expect("demo") {
@@ -173,6 +173,110 @@ fn build_from_a_folder_that_cannot_be_run_is_refused_with_the_file_named() {
             }
         }
     }
+    model
+}
+
+#[test]
+fn cpu_bundle_that_the_engine_cannot_load_is_not_made() {
+    let dir = tempfile::tempdir().expect("dir");
+    let model = copy_of_demo(dir.path());
+    let vision = model.join("onnx/vision_encoder_fp16.onnx");
+    let mut graph = OnnxModel::load(&vision).expect("graph");
+    let nodes = &mut graph.graph_mut().node;
+    nodes.first_mut().expect("a node").op_type = "Frobnicate".to_owned();
+    graph.save(&vision).expect("save");
+    let out = dir.path().join("made/for/bundle");
+    let output = build(&model, &out, &["--target", "cpu"]);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.contains("vision") && stderr.contains("Frobnicate"),
+        "{stderr}"
+    );
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+    // Nor are the folders above it left.
+    assert_eq!(names(dir.path()), ["model"]);
+}
+
+#[test]
+fn build_beyond_the_limit_on_file_sizes_is_an_error_and_leaves_nothing() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("bundle");
+    let program = trtvlm().get_program().to_owned();
+    let output = std::process::Command::new("sh")
+        .args(["-c", "ulimit -f 256; exec \"$0\" \"$@\""])
+        .arg(program)
+        .arg("build")
+        .arg(demo())
+        .arg("--out")
+        .arg(&out)
+        .args(["--target", "cpu"])
+        .output()
+        .expect("run");
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("large"), "{stderr}");
+    assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
+}
+
+#[test]
+fn build_takes_no_file_from_outside_the_model_folder() {
+    let dir = tempfile::tempdir().expect("dir");
+    let model = copy_of_demo(dir.path());
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "{{ messages }}").expect("write");
+    std::os::unix::fs::symlink(&secret, model.join("chat_template.jinja")).expect("link");
+    let output = build(&model, &dir.path().join("bundle"), &["--target", "cpu"]);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("chat_template.jinja"), "{stderr}");
+    assert_eq!(names(dir.path()), ["model", "secret"]);
+}
+
+#[test]
+fn bundle_whose_manifest_contradicts_its_configuration_is_refused_with_both_sides() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("bundle");
+    assert!(build(&demo(), &out, &["--target", "cpu"]).status.success());
+    let path = out.join("manifest.json");
+    let good: Value = serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
+    for (key, value) in [
+        ("vocabulary", 17),
+        ("kv_capacity", 0),
+        ("max_context", 32_000),
+    ] {
+        let mut manifest = good.clone();
+        manifest[key] = value.into();
+        std::fs::write(&path, manifest.to_string()).expect("write");
+        let digest = trtvlm::digest::sha256_file(&path, |_| {})
+            .expect("digest")
+            .sha256;
+        std::fs::write(
+            out.join("manifest.sha256"),
+            format!("{digest}  manifest.json\n"),
+        )
+        .expect("write");
+        let output = trtvlm()
+            .arg("run")
+            .arg(&out)
+            .arg("--image")
+            .arg(root().join("calibration/images/0024.png"))
+            .args(["--prompt", "x"])
+            .output()
+            .expect("run");
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{key}: {stderr}");
+        assert!(
+            stderr.contains("manifest.json") && stderr.contains(&format!("is {value}, expected")),
+            "{key}: {stderr}"
+        );
+    }
+}
+
+#[test]
+fn build_from_a_folder_that_cannot_be_run_is_refused_with_the_file_named() {
+    let dir = tempfile::tempdir().expect("dir");
+    let model = copy_of_demo(dir.path());
     for file in [
         "tokenizer.json",
         "tokenizer_config.json",

@@ -327,3 +327,23 @@ fn completions_know_every_subcommand() {
     }
     trtvlm(&["completions", "csh"]).assert().code(2);
 }
+
+#[test]
+fn inspect_of_a_pipe_is_refused_and_does_not_wait() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    for name in ["pipe.onnx", "pipe.plan", "pipe"] {
+        let pipe = dir.path().join(name);
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.expect("mkfifo").success());
+        let output = trtvlm(&["inspect", pipe.to_str().expect("UTF-8")])
+            .assert()
+            .code(1)
+            .get_output()
+            .clone();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            stderr.contains(name) && stderr.contains("neither a file"),
+            "{stderr}"
+        );
+    }
+}

@@ -1,6 +1,8 @@
 //! The three graphs of a model and how each is prepared.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::shapes::{self, Capacity};
 use crate::backend::contract;
@@ -71,15 +73,17 @@ pub enum Runner {
 /// [`Error::Io`](crate::Error::Io) or [`Error::Malformed`](crate::Error::Malformed) if the file
 /// cannot be read, [`Error::Shape`](crate::Error::Shape) if its tensors are not the family's,
 /// [`Error::Unsupported`](crate::Error::Unsupported) if it has operators that TensorRT does not
-/// take.
+/// take, [`Error::Cancelled`](crate::Error::Cancelled) soon after `cancel` is set.
 pub fn prepare(
     kind: ComponentKind,
     model: &Model,
     runner: Runner,
     precision: Precision,
     capacity: &Capacity,
+    cancel: &Arc<AtomicBool>,
 ) -> Result<OnnxModel> {
     let mut graph = OnnxModel::load(kind.source(model))?;
+    graph.cancel_with(cancel.clone());
     kind.check(&graph, &model.config)?;
     if kind == ComponentKind::Decoder {
         passes::select_logit_rows(&mut graph)?;

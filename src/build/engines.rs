@@ -1,5 +1,6 @@
 //! Making the engines of one target.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -17,7 +18,12 @@ use crate::model::Model;
 use crate::onnx::{Dim, OnnxModel, ValueType};
 
 /// Folder of a bundle that holds its engines.
-pub(super) const ENGINES: &str = "engines";
+const ENGINES: &str = "engines";
+
+/// A component's graph for the CPU engine.
+pub(super) fn cpu_file(kind: ComponentKind) -> String {
+    format!("{ENGINES}/{}.onnx", kind.name())
+}
 
 /// Hidden subcommand of the worker process that builds one plan.
 pub const WORKER_COMMAND: &str = "build-plan";
@@ -40,24 +46,34 @@ pub struct EngineReport {
     pub peak_memory_bytes: u64,
 }
 
-/// Writes the graphs that the CPU engine runs as they are.
+/// Writes the graphs that the CPU engine runs as they are; the files that they came from are added
+/// to `read`.
 pub(super) fn cpu(
     model: &Model,
     capacity: &Capacity,
     options: &BuildOptions<'_>,
     writer: &BundleWriter,
+    read: &mut BTreeSet<PathBuf>,
     on_event: &mut dyn FnMut(&Event),
 ) -> Result<(EngineSet, Vec<EngineReport>)> {
     let (mut components, mut reports, mut memory) = (Vec::new(), Vec::new(), Vec::new());
     for kind in COMPONENTS {
-        check_cancel(options.cancel)?;
+        check_cancel(&options.cancel)?;
         on_event(&Event::Start {
             target: Target::Cpu,
             component: kind.name(),
         });
         let start = Instant::now();
-        let graph = prepare(kind, model, Runner::Cpu, options.precision, capacity)?;
-        let file = format!("{ENGINES}/{}.onnx", kind.name());
+        let graph = prepare(
+            kind,
+            model,
+            Runner::Cpu,
+            options.precision,
+            capacity,
+            &options.cancel,
+        )?;
+        read.extend(graph.sources().iter().map(|source| source.path.clone()));
+        let file = cpu_file(kind);
         let path = writer.file(&file)?;
         graph.save(&path)?;
         let bytes = size_with_data(&path)?;
@@ -80,17 +96,14 @@ pub(super) fn cpu(
     memory.push(part("kv cache", capacity.kv_bytes(&model.config, 4)));
     let set = EngineSet {
         target: Target::Cpu,
-        engine: Engine {
-            flavour: Flavour::Cpu,
-            version: format!("rten {}", crate::cpu::ENGINE_VERSION),
-        },
+        engine: Engine::cpu(crate::cpu::ENGINE_VERSION),
         components,
         memory,
     };
     Ok((set, reports))
 }
 
-/// Builds TensorRT plans for one SM.
+/// Builds TensorRT plans for one SM; the files that they came from are added to `read`.
 #[cfg(feature = "tensorrt")]
 pub(super) fn tensorrt(
     model: &Model,
@@ -98,6 +111,7 @@ pub(super) fn tensorrt(
     capacity: &Capacity,
     options: &BuildOptions<'_>,
     writer: &BundleWriter,
+    read: &mut BTreeSet<PathBuf>,
     on_event: &mut dyn FnMut(&Event),
 ) -> Result<(EngineSet, Vec<EngineReport>)> {
     use super::shapes::profiles;
@@ -107,13 +121,21 @@ pub(super) fn tensorrt(
     let (mut components, mut reports, mut memory) = (Vec::new(), Vec::new(), Vec::new());
     let mut engine = None;
     for kind in COMPONENTS {
-        check_cancel(options.cancel)?;
+        check_cancel(&options.cancel)?;
         on_event(&Event::Start {
             target,
             component: kind.name(),
         });
         let start = Instant::now();
-        let graph = prepare(kind, model, Runner::TensorRt, options.precision, capacity)?;
+        let graph = prepare(
+            kind,
+            model,
+            Runner::TensorRt,
+            options.precision,
+            capacity,
+            &options.cancel,
+        )?;
+        read.extend(graph.sources().iter().map(|source| source.path.clone()));
         let profiles = profiles(kind, &graph, &model.config, capacity)?;
         let weight_bytes = graph.weight_bytes();
         let work = Work::create(writer)?;
@@ -146,7 +168,7 @@ pub(super) fn tensorrt(
                     },
                 });
             },
-            options.cancel,
+            &options.cancel,
         )?;
         made.profiles = profiles;
         made.inputs = tensors(&report.io, trt::IoMode::Input);
@@ -199,6 +221,7 @@ pub(super) fn tensorrt(
     _: &Capacity,
     _: &BuildOptions<'_>,
     _: &BundleWriter,
+    _: &mut BTreeSet<PathBuf>,
     _: &mut dyn FnMut(&Event),
 ) -> Result<(EngineSet, Vec<EngineReport>)> {
     Err(unavailable(&format!(
@@ -213,7 +236,7 @@ fn unavailable(reason: &str) -> Error {
     }
 }
 
-fn check_cancel(cancel: &AtomicBool) -> Result<()> {
+pub(super) fn check_cancel(cancel: &AtomicBool) -> Result<()> {
     match cancel.load(Ordering::Relaxed) {
         true => Err(Error::Cancelled),
         false => Ok(()),

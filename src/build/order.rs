@@ -1,35 +1,25 @@
 //! The order of a build.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use super::component::COMPONENTS;
+use super::component::ComponentKind;
 use super::engines::{self, EngineReport};
 use super::shapes::Capacity;
+use crate::backend::{Backend, CpuBackend, Prefill};
 use crate::bundle::{
     Buckets, BundleWriter, FileDigest, Manifest, ModelInfo, Precision, SCHEMA_VERSION, Target,
 };
 use crate::digest::sha256_file;
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Model, ModelConfig, ModelFiles, companions};
 use crate::preprocess::Processor;
 use crate::text::Text;
-
-/// Files of a model folder that a bundle takes along, as far as they are there.
-const COPIED: [&str; 9] = [
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.json",
-    "chat_template.jinja",
-];
 
 /// A target as the user names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +55,7 @@ pub struct BuildOptions<'a> {
     /// This program: it is started again to build each plan.
     pub worker: &'a Path,
     /// Set by another thread to stop.
-    pub cancel: &'a AtomicBool,
+    pub cancel: Arc<AtomicBool>,
 }
 
 /// A step of a build.
@@ -85,7 +75,9 @@ pub enum Event {
         /// Its own name for what it does, where it began something.
         phase: Option<String>,
     },
-    /// The component is done.
+    /// What was written for the CPU is loaded and tried.
+    Check,
+    /// The component, or the check, is done.
     Done,
 }
 
@@ -166,22 +158,29 @@ pub fn build(
     // What a run reads beside the graphs is checked before anything is built.
     Processor::load(&model.dir)?;
     Text::load(&model.dir, &model.config)?;
+    let companions = companions(&model.dir)?;
     let writer = BundleWriter::create(options.out, options.force)?;
     let (mut sets, mut reports) = (Vec::new(), Vec::new());
+    let mut read: BTreeSet<PathBuf> = companions.iter().map(|(_, path)| path.clone()).collect();
     for &target in options.targets {
         let (set, mut made) = match target {
-            Target::Sm(sm) => engines::tensorrt(model, sm, &capacity, options, &writer, on_event)?,
-            _ => engines::cpu(model, &capacity, options, &writer, on_event)?,
+            Target::Sm(sm) => {
+                engines::tensorrt(model, sm, &capacity, options, &writer, &mut read, on_event)?
+            }
+            _ => engines::cpu(model, &capacity, options, &writer, &mut read, on_event)?,
         };
         sets.push(set);
         reports.append(&mut made);
     }
-    for name in COPIED {
-        let from = model.dir.join(name);
-        if from.is_file() {
-            writer.copy(&from, name)?;
-        }
+    for (name, from) in &companions {
+        writer.copy(from, name)?;
     }
+    if options.targets.contains(&Target::Cpu) {
+        on_event(&Event::Check);
+        check_cpu(model, writer.path())?;
+        on_event(&Event::Done);
+    }
+    engines::check_cancel(&options.cancel)?;
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let manifest = Manifest {
         schema_version: SCHEMA_VERSION,
@@ -191,7 +190,7 @@ pub fn build(
             family: model.config.family.name.to_owned(),
             name: model.config.name.clone(),
             variant: model.files.variant.clone(),
-            sources: source_digests(model)?,
+            sources: source_digests(model, &read)?,
         },
         precision: options.precision,
         kv_capacity: count(capacity.max_context),
@@ -212,19 +211,36 @@ pub fn build(
     })
 }
 
-/// Digests of every file that was read, with paths relative to the model folder.
-fn source_digests(model: &Model) -> Result<Vec<FileDigest>> {
-    let configs = COPIED.iter().map(|name| model.dir.join(name));
-    let mut paths: Vec<_> = configs.filter(|path| path.is_file()).collect();
-    for kind in COMPONENTS {
-        let onnx = crate::onnx::OnnxModel::load(kind.source(model))?;
-        paths.extend(onnx.sources().iter().map(|source| source.path.clone()));
-    }
-    // Graphs may share a data file.
-    paths.sort();
-    paths.dedup();
-    paths
-        .iter()
+/// Loads what was written for the CPU, as a run will, and lets the decoder score one token.
+fn check_cpu(model: &Model, dir: &Path) -> Result<()> {
+    let graph = |kind: ComponentKind| dir.join(engines::cpu_file(kind));
+    let written = Model {
+        dir: dir.to_path_buf(),
+        config: ModelConfig::load(dir)?,
+        files: ModelFiles {
+            variant: model.files.variant.clone(),
+            vision: graph(ComponentKind::Vision),
+            embed: graph(ComponentKind::Embed),
+            decoder: graph(ComponentKind::Decoder),
+        },
+    };
+    Processor::load(dir)?;
+    Text::load(dir, &written.config)?;
+    let mut backend = CpuBackend::load(&written)?;
+    let image_token = written.config.image_token_id;
+    backend.prefill(&Prefill {
+        ids: &[u32::from(image_token == 0)],
+        positions: &[0],
+        visual: &[],
+        image_token,
+        reserve: 1,
+    })?;
+    Ok(())
+}
+
+/// Digests of the files that were read, with paths relative to the model folder.
+fn source_digests(model: &Model, read: &BTreeSet<PathBuf>) -> Result<Vec<FileDigest>> {
+    read.iter()
         .map(|path| {
             let mut digest = sha256_file(path, |_| {})?;
             let relative = path.strip_prefix(&model.dir).unwrap_or(path);

@@ -11,6 +11,7 @@ use super::target::{Engine, Target};
 use crate::digest::{FileDigest, is_sha256};
 use crate::error::{Error, Result};
 use crate::limits;
+use crate::model::ModelConfig;
 
 /// Version of the manifest's form. A reader takes its own version only.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -277,6 +278,45 @@ impl Manifest {
             .check()
             .map_err(|reason| Error::malformed(path, reason))?;
         Ok(manifest)
+    }
+
+    /// Compares what the engines were built for with the model's own configuration; `path` names
+    /// the manifest.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for another family or vocabulary, and for a context that the model or
+    /// the KV cache does not have.
+    pub fn check_config(&self, path: &Path, config: &ModelConfig) -> Result<()> {
+        let mismatch = |what, actual: String, expected: String| {
+            Err(Error::Mismatch {
+                path: path.to_path_buf(),
+                what,
+                expected,
+                actual,
+            })
+        };
+        if self.model.family != config.family.name {
+            let family = config.family.name.to_owned();
+            return mismatch("family", self.model.family.clone(), family);
+        }
+        if self.vocabulary as usize != config.vocab {
+            let (own, other) = (self.vocabulary.to_string(), config.vocab.to_string());
+            return mismatch("vocabulary", own, format!("{other}, as config.json says"));
+        }
+        for (what, n) in [
+            ("context", self.max_context),
+            ("KV capacity", self.kv_capacity),
+        ] {
+            if n == 0 || n as usize > config.max_positions {
+                let most = config.max_positions;
+                return mismatch(what, n.to_string(), format!("1 to the model's {most}"));
+            }
+        }
+        if self.max_context > self.kv_capacity {
+            let capacity = format!("at most the KV capacity of {}", self.kv_capacity);
+            return mismatch("context", self.max_context.to_string(), capacity);
+        }
+        Ok(())
     }
 
     /// The engines for a target, if the bundle has them.

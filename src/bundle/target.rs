@@ -104,6 +104,14 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// The CPU engine, in the version that this program has.
+    pub fn cpu(version: &str) -> Self {
+        Self {
+            flavour: Flavour::Cpu,
+            version: format!("rten {version}"),
+        }
+    }
+
     /// True if files that `self` made can be loaded where `other` is installed: plans need the
     /// very version that built them, graphs do not.
     pub fn loads_in(&self, other: &Self) -> bool {

@@ -28,10 +28,41 @@ pub struct BundleWriter {
     force: bool,
     temp: TempDir,
     _lock: Option<File>,
+    /// Declared after `temp`, so that it is dropped after it.
+    made: MadeFolders,
+}
+
+/// Folders that were made for an output, outermost first; they go when nothing came of it.
+#[derive(Debug)]
+struct MadeFolders(Vec<PathBuf>);
+
+impl MadeFolders {
+    /// Makes `folder` and those above it that are missing.
+    fn create(folder: &Path) -> Result<Self> {
+        let missing = folder.ancestors().take_while(|above| {
+            !above.as_os_str().is_empty() && fs::symlink_metadata(above).is_err()
+        });
+        let mut made: Vec<PathBuf> = missing.map(Path::to_path_buf).collect();
+        made.reverse();
+        fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        Ok(Self(made))
+    }
+}
+
+impl Drop for MadeFolders {
+    fn drop(&mut self) {
+        for folder in self.0.iter().rev() {
+            // One that somebody else uses by now is not empty, and stays.
+            if fs::remove_dir(folder).is_err() {
+                break;
+            }
+        }
+    }
 }
 
 impl BundleWriter {
-    /// Begins a bundle that will stand at `out`; the folders above it are made.
+    /// Begins a bundle that will stand at `out`; the folders above it are made, and removed again
+    /// if no bundle comes of it.
     ///
     /// What killed builds of the same output have left is removed. An empty directory may stand
     /// at `out`; with `force` a bundle may, which stays as it is until the new one is complete.
@@ -43,7 +74,7 @@ impl BundleWriter {
     pub fn create(out: &Path, force: bool) -> Result<Self> {
         let _creating = CREATING.lock().unwrap_or_else(PoisonError::into_inner);
         let parent = parent(out);
-        fs::create_dir_all(parent).map_err(Error::io(parent))?;
+        let made = MadeFolders::create(parent)?;
         clean_up(out)?;
         check_replaceable(out, force)?;
         let (temp, lock) = make_temp(out)?;
@@ -52,6 +83,7 @@ impl BundleWriter {
             force,
             temp,
             _lock: lock,
+            made,
         })
     }
 
@@ -89,9 +121,14 @@ impl BundleWriter {
     /// Copies a file, or what a link points to.
     ///
     /// # Errors
-    /// As [`BundleWriter::file`]; an [`Error::Io`] names the side that failed.
+    /// As [`BundleWriter::file`]; [`Error::Malformed`] if `from` is no regular file; an
+    /// [`Error::Io`] names the side that failed.
     pub fn copy(&self, from: &Path, name: &str) -> Result<()> {
         let path = self.file(name)?;
+        // Opening a pipe would wait for a writer.
+        if !fs::metadata(from).map_err(Error::io(from))?.is_file() {
+            return Err(Error::malformed(from, "not a regular file"));
+        }
         let mut source = File::open(from).map_err(Error::io(from))?;
         let mut target = File::create(&path).map_err(Error::io(&path))?;
         let copied = std::io::copy(&mut source, &mut target);
@@ -105,7 +142,7 @@ impl BundleWriter {
     /// [`Error::Io`]; [`Error::Malformed`] if the manifest is not consistent with the files;
     /// [`Error::Exists`] or [`Error::Malformed`] if something came to stand at `out` meanwhile.
     /// Nothing is left behind, and what stood at `out` is as it was.
-    pub fn finish(self, mut manifest: Manifest) -> Result<Bundle> {
+    pub fn finish(mut self, mut manifest: Manifest) -> Result<Bundle> {
         let dir = self.path();
         let names = list(dir)?;
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -139,6 +176,7 @@ impl BundleWriter {
         }
         sync(dir, &names)?;
         install(dir, &self.out, self.force)?;
+        self.made.0.clear();
         let parent = parent(&self.out);
         sync_one(parent)?;
         let dir = fs::canonicalize(&self.out).map_err(Error::io(&self.out))?;

@@ -118,7 +118,7 @@ impl Args {
                 .map(|arg| arg.to_string_lossy().into_owned())
                 .collect(),
             worker: &worker,
-            cancel,
+            cancel: interrupt::shared(),
         };
         let mut progress = BuildProgress::new();
         let outcome = build::build(&model, &options, &mut |event| progress.on(event))?;

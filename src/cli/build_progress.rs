@@ -37,6 +37,12 @@ impl BuildProgress {
                 self.bar.set_style(style("{spinner} {msg} [{elapsed}]"));
                 self.bar.set_message(format!("{}: preparing", self.label));
             }
+            Event::Check => {
+                self.label = "check".to_owned();
+                self.bar.reset();
+                self.bar.set_style(style("{spinner} {msg} [{elapsed}]"));
+                self.bar.set_message("loading what was written");
+            }
             Event::Progress { fraction, phase } => {
                 if self.bar.position() == 0 {
                     self.bar

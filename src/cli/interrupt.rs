@@ -1,11 +1,12 @@
 //! Ctrl-C: the first asks for an orderly end, the second ends at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 /// Exit status of an interrupted command, as shells have it.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// Installs the handler; the flag becomes true at the first Ctrl-C (or SIGTERM).
 ///
@@ -18,6 +19,11 @@ pub fn install() -> anyhow::Result<&'static AtomicBool> {
         }
     })?;
     Ok(&INTERRUPTED)
+}
+
+/// The flag that [`install`] gives out, for work that keeps it.
+pub fn shared() -> Arc<AtomicBool> {
+    INTERRUPTED.clone()
 }
 
 /// True if Ctrl-C was pressed.

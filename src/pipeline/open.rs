@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use crate::backend::{Backend, CpuBackend};
-use crate::bundle::{Bundle, Target};
+use crate::bundle::{Bundle, Engine, MANIFEST, Target};
+use crate::cpu::ENGINE_VERSION;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig, ModelFiles};
 use crate::preprocess::Processor;
@@ -94,20 +95,23 @@ impl Pipeline {
 /// The CPU graphs of a bundle, described as if they were a model folder.
 fn cpu_model(bundle: &Bundle) -> Result<(Model, String)> {
     let manifest = bundle.manifest();
-    let set = manifest.engine_set(Target::Cpu).ok_or_else(|| {
+    if manifest.engine_set(Target::Cpu).is_none() {
         let targets: Vec<String> = manifest
             .engines
             .iter()
             .map(|set| set.target.to_string())
             .collect();
-        Error::Unavailable {
+        return Err(Error::Unavailable {
             what: format!("an engine for the CPU in {}", bundle.dir().display()),
             reason: format!(
                 "it was built for {}; build with `--target cpu` or run the model folder",
                 targets.join(", ")
             ),
-        }
-    })?;
+        });
+    }
+    let set = bundle.check_target(Target::Cpu, &Engine::cpu(ENGINE_VERSION))?;
+    let config = ModelConfig::load(bundle.dir())?;
+    manifest.check_config(&bundle.dir().join(MANIFEST), &config)?;
     let file = |name: &str| {
         let component = set.component(name);
         component.and_then(|c| bundle.file(&c.file)).ok_or_else(|| {
@@ -118,7 +122,7 @@ fn cpu_model(bundle: &Bundle) -> Result<(Model, String)> {
         })
     };
     let model = Model {
-        config: ModelConfig::load(bundle.dir())?,
+        config,
         files: ModelFiles {
             variant: manifest.model.variant.clone(),
             vision: file("vision")?,

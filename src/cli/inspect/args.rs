@@ -87,6 +87,9 @@ fn inspect(path: &Path, variant: Option<&str>) -> crate::Result<Report> {
             "neither a model folder (no config.json, no onnx/) nor a bundle (no manifest.json)",
         ));
     }
+    if !meta.is_file() {
+        return Err(Error::malformed(path, "neither a file nor a folder"));
+    }
     let ending = path
         .extension()
         .and_then(|e| e.to_str())

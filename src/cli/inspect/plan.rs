@@ -188,6 +188,8 @@ impl PlanReport {
             None => self.note.as_deref().unwrap_or("not"),
         };
         facts.row(["described", described]);
+        // Only who built it can vouch for machine code.
+        facts.row(["checked", "size and digest; not what is inside"]);
         let component = self.component.as_ref();
         format!(
             "{}: TensorRT plan\n{}{}",
