@@ -79,3 +79,15 @@ pub const TEMPLATE_STEPS: u64 = 100_000;
 
 /// Deepest recursion of a chat template.
 pub const TEMPLATE_DEPTH: usize = 64;
+
+/// Most tokens of a chat template.
+pub const TEMPLATE_TOKENS: usize = 32_768;
+
+/// Most tokens of one tag of a chat template.
+pub const TEMPLATE_TAG_TOKENS: usize = 4096;
+
+/// Largest value that a chat template may compute, in bytes, shared parts counted each time.
+pub const TEMPLATE_VALUE_BYTES: u64 = 256 << 10;
+
+/// Most bytes of values that a chat template may compute in all.
+pub const TEMPLATE_WORK_BYTES: u64 = 16 << 20;

@@ -20,7 +20,9 @@
 
 mod check;
 mod clock;
+mod meter;
 mod prompt;
+mod sandbox;
 mod slot;
 mod stream;
 mod template;

@@ -2,33 +2,27 @@
 //!
 //! It is rendered as the hub's Python libraries render it (`trim_blocks`, `lstrip_blocks`, Python
 //! string methods, `raise_exception`, `strftime_now`), within limits on its length, instructions,
-//! recursion and output. It sees a mark instead of the question, so no question can steer it.
-//!
-//! Not limited is the memory of the values a template computes: one that doubles a string within
-//! its instructions can exhaust it. Take model folders from where you would take a program.
+//! recursion, output, and the values that it computes (see `sandbox`). It sees a mark instead of
+//! the question, so no question can steer it.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
-use minijinja::{Environment, ErrorKind, context};
-use minijinja_contrib::pycompat::unknown_method_callback;
+use minijinja::{ErrorKind, context};
 
 use super::clock;
-use super::vocabulary::{short, special_name};
+use super::sandbox::Sandbox;
+use super::vocabulary::special_name;
 use crate::model::{Json, read_text};
 use crate::{Error, Result, limits};
 
 /// Stands where the question will. Private-use characters, which no template has; one that has
 /// them is refused, because the mark must appear exactly once.
 const MARK: &str = "\u{f8ff}question\u{f8fe}";
-
-/// Name of the only template in its environment.
-const NAME: &str = "chat";
 
 /// What stands before and after the question.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +44,7 @@ enum Content {
 #[derive(Debug)]
 pub(super) struct Template {
     path: PathBuf,
-    environment: Environment<'static>,
+    program: Sandbox,
     /// `bos_token`, `eos_token`, … as the template may ask for them.
     names: BTreeMap<&'static str, Value>,
     image: String,
@@ -83,22 +77,7 @@ impl Template {
                 limit: limits::TEMPLATE_BYTES as u64,
             });
         }
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()
-            .map_err(|e| broken(&path, short(&e.to_string())))?;
-        environment.set_syntax(syntax);
-        environment.set_fuel(Some(limits::TEMPLATE_STEPS));
-        environment.set_recursion_limit(limits::TEMPLATE_DEPTH);
-        environment.set_unknown_method_callback(unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| {
-            Err::<Value, _>(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment
-            .add_template_owned(NAME, source)
-            .map_err(|e| broken(&path, short(&e.to_string())))?;
+        let program = Sandbox::new(&source).map_err(|e| broken(&path, e))?;
         // A name that is not given is undefined, as in Python.
         let names = ["bos_token", "eos_token", "pad_token", "unk_token"]
             .into_iter()
@@ -109,7 +88,7 @@ impl Template {
             .collect();
         let mut this = Self {
             path,
-            environment,
+            program,
             names,
             image: image.to_string(),
             content: Content::Parts,
@@ -221,19 +200,7 @@ impl Template {
             documents => (),
             ..Value::from(self.names.clone())
         };
-        let mut out = Bounded::default();
-        let result = self
-            .environment
-            .get_template(NAME)
-            .and_then(|t| t.render_captured_to(context, &mut out).map(|_| ()));
-        if out.overflown {
-            return Err(format!(
-                "it writes more than {} bytes",
-                limits::TEMPLATE_BYTES
-            ));
-        }
-        result.map_err(|e| short(&e.to_string()))?;
-        String::from_utf8(out.bytes).map_err(|e| e.to_string())
+        self.program.render(context)
     }
 
     fn malformed(&self, reason: impl fmt::Display) -> Error {
@@ -279,26 +246,4 @@ fn from_json(json: &Json) -> Result<Option<String>> {
 
 fn broken(path: &Path, reason: impl fmt::Display) -> Error {
     Error::malformed(path, format!("chat template: {reason}"))
-}
-
-/// Collects output up to the limit.
-#[derive(Default)]
-struct Bounded {
-    bytes: Vec<u8>,
-    overflown: bool,
-}
-
-impl Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() > limits::TEMPLATE_BYTES - self.bytes.len() {
-            self.overflown = true;
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

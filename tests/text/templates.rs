@@ -77,17 +77,16 @@ fn template_hostile_or_useless_is_refused_in_time() {
     let question = "{{ messages[0]['content'][-1]['text'] }}";
     let cases: Vec<(String, &str)> = vec![
         (
-            "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
-                .into(),
+            "{% for a in range(1000) %}{% for b in 'x' * 1000 %}{% endfor %}{% endfor %}".into(),
             "fuel",
         ),
         (
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}".into(),
             "recursion",
         ),
-        ("{{ 'x' * 90000000 }}".into(), "writes more than"),
+        ("{{ 'x' * 90000000 }}".into(), "a value of more than"),
         (
-            "{% for a in range(90000) %}{{ 'x' * 1000 }}{% endfor %}".into(),
+            "{% set x = 'x' * 200000 %}{% for a in 'abcdef' %}{{ x }}{% endfor %}".into(),
             "writes more than",
         ),
         ("{{ raise_exception('not for you') }}".into(), "not for you"),
@@ -148,4 +147,101 @@ fn template_missing_everywhere_is_named() {
     fs::write(dir.path().join("chat_template.jinja"), b"\xff\xfe").expect("write");
     let e = load(dir.path()).expect_err("not UTF-8");
     assert!(e.to_string().contains("not UTF-8"), "{e}");
+}
+
+/// A body, run often enough to double what it changes beyond any memory.
+fn repeated(start: &str, body: &str) -> String {
+    format!(
+        "{{% set ns = namespace(x={start}) %}}{{% for i in range(200) %}}{{% set ns.x = {body} %}}{{% endfor %}}\
+         {{{{ ns.x|length }}}}{{{{ messages[0]['content'][-1]['text'] }}}}<image>"
+    )
+}
+
+#[test]
+fn template_that_grows_a_value_is_refused_in_time() {
+    let grown = [
+        ("'xy'", "ns.x ~ ns.x"),
+        ("'xy'", "ns.x + ns.x"),
+        ("'xy'", "ns.x * 2"),
+        ("'xy'", "2 * ns.x"),
+        ("'xy'", "[ns.x, ns.x]|join(ns.x)"),
+        ("'xy'", "ns.x.join([ns.x, ns.x])"),
+        ("'xy'", "ns.x|replace('x', 'xx')"),
+        ("'xy'", "ns.x|replace('', ns.x)"),
+        ("'xy'", "ns.x.replace('x', 'xxx')"),
+        ("'xy'", "ns.x ~ '\n' ~ ns.x|indent(1000)"),
+        ("'xy'", "[ns.x, ns.x]|tojson"),
+        ("'xy'", "[ns.x, ns.x]|string"),
+        ("'xy'", "f(ns.x)"),
+        ("[1]", "ns.x + ns.x"),
+        ("[1]", "ns.x * 3"),
+        ("(1, 2)", "ns.x + ns.x"),
+        ("(1, 2)", "ns.x * 100000"),
+        ("[1]", "[ns.x, ns.x]"),
+        ("[1]", "(ns.x, ns.x)"),
+        ("[1]", "{'a': ns.x, 'b': ns.x}"),
+        ("[1]", "[ns.x]"),
+        ("[1]", "dict(a=ns.x, b=ns.x)"),
+        ("[1]", "(ns.x + ns.x)[0:]"),
+        ("[1]", "(ns.x + ns.x)|reverse"),
+        ("[1]", "(ns.x + ns.x)|map('string')|list"),
+    ];
+    let mut cases: Vec<String> = grown.map(|(start, body)| repeated(start, body)).into();
+    cases[12] = format!(
+        "{{% macro f(x) %}}{{{{ x }}}}{{{{ x }}}}{{% endmacro %}}{}",
+        cases[12]
+    );
+    let doubled =
+        |start: &str, body: &str| format!("{{% set x = {start} %}}{}{{{{ x }}}}", body.repeat(60));
+    cases.extend([
+        doubled("'xy'", "{% set x = x ~ x %}"),
+        doubled("'xy'", "{% set x %}{{ x }}{{ x }}{% endset %}"),
+        doubled(
+            "'xy'",
+            "{% set x %}{% filter replace('x', 'xxxx') %}{{ x }}{% endfilter %}{% endset %}",
+        ),
+        format!(
+            "{}{}",
+            "{% for x in [x ~ 'xy' ~ x] %}{% for x in [x ~ x] %}".repeat(60),
+            "{% endfor %}".repeat(120)
+        ),
+        format!("{{{{ 'x'{} }}}}", " * 100000000 ~ 'x'".repeat(1000)),
+        format!("{{{{ ('x'{})|length }}}}", " * 10".repeat(20)),
+        "{{ [1, [2, [3]]]|tojson(indent=100000000) }}".to_owned(),
+        "{{ [1, [2, [3]]]|tojson(100000000) }}".to_owned(),
+        "{{ 'a'|indent(100000000, true) }}".to_owned(),
+        "{{ [1]|batch(100000000, 1) }}".to_owned(),
+        "{{ [1]|slice(100000000) }}".to_owned(),
+        "{{ '%100000000d'|format(1) }}".to_owned(),
+        "{{ '{:100000000}'.format(1) }}".to_owned(),
+        "{{ range(100000) }}".to_owned(),
+        "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}".to_owned(),
+        "{% set ns = namespace() %}{% set ns.x = [{'a': ns}] %}{{ ns.x }}".to_owned(),
+        "{% set ns = namespace() %}{% set m = namespace(x=ns) %}{{ m.x }}".to_owned(),
+        "{% macro f() %}{% endmacro %}{{ f(*[1, 2]) }}".to_owned(),
+        "{% block a %}{% endblock %}".to_owned(),
+        format!("{{{{ {}1 }}}}", "1+".repeat(200_000)),
+        format!("{{{{ {}1 }}}}", "not ".repeat(200_000)),
+        format!("{{{{ a{} }}}}", "|trim".repeat(100_000)),
+        format!("{{{{ 'a'{} }}}}", " ~ '}}'".repeat(100_000)),
+        format!("{{% if a %}}{}{{% endif %}}", "{% elif a %}".repeat(80_000)),
+    ]);
+    for template in cases {
+        let shown: String = template.chars().take(160).collect();
+        let start = Instant::now();
+        let Err(e) = with_template(&template) else {
+            panic!("{shown:?} was accepted");
+        };
+        assert!(matches!(e, Error::Malformed { .. }), "{shown:?}: {e}");
+        let e = e.to_string();
+        let reasons = [
+            "more than",
+            "too deeply",
+            "unknown",
+            "a namespace cannot hold another",
+            "not supported",
+        ];
+        assert!(reasons.iter().any(|r| e.contains(r)), "{shown:?}: {e}");
+        assert!(start.elapsed() < Duration::from_secs(5), "{shown:?}");
+    }
 }
