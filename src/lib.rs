@@ -24,6 +24,7 @@ pub mod onnx;
 pub mod pipeline;
 pub mod preprocess;
 pub mod quantize;
+mod read;
 pub mod tensor;
 pub mod text;
 #[cfg(feature = "tensorrt")]

@@ -10,6 +10,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("host", 1),
     ("huge_pages", 1),
     ("limits", 1),
+    ("read", 1),
     ("digest", 2),
     ("tensor", 2),
     ("model", 2),

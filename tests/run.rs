@@ -520,3 +520,19 @@ fn run_on_every_form_of_tiny_folder_gives_the_token_ids_of_pytorch() {
         }
     }
 }
+
+#[test]
+fn run_with_a_pipe_or_folder_as_image_is_refused_at_once() {
+    let dir = tempfile::tempdir().expect("dir");
+    let pipe = dir.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo").success());
+    for path in [pipe.as_path(), dir.path(), Path::new("/dev/zero")] {
+        let path = path.to_str().expect("path");
+        let line = refused(&demo(), &["--image", path, "--prompt", "x"]);
+        assert!(
+            line.contains(path) && line.contains("not a regular file"),
+            "{line}"
+        );
+    }
+}

@@ -1,8 +1,7 @@
 //! Opening a bundle: nobody reads a byte of it that was not verified.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::layout::{MANIFEST, MANIFEST_DIGEST, list};
@@ -11,6 +10,7 @@ use super::target::{Engine, Target};
 use crate::digest::{is_sha256, sha256_all, sha256_bytes};
 use crate::error::{Error, Result};
 use crate::limits;
+use crate::read::read_file;
 
 /// Largest `manifest.sha256`, in bytes.
 const DIGEST_FILE_BYTES: u64 = 256;
@@ -124,25 +124,13 @@ impl Bundle {
     }
 }
 
-/// Reads a file that is small if it is what it should be.
+/// Reads a file that is small if it is what it should be; in a bundle, a link is not.
 pub(super) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let meta = fs::symlink_metadata(path).map_err(Error::io(path))?;
     if !meta.is_file() {
         return Err(Error::malformed(path, "not a regular file"));
     }
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(Error::io(path))?;
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(Error::io(path))?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::TooLarge {
-            what: format!("{} (bytes)", path.display()),
-            actual: meta.len().max(bytes.len() as u64),
-            limit,
-        });
-    }
-    Ok(bytes)
+    read_file(path, limit)
 }
 
 fn read_manifest(dir: &Path) -> Result<(Manifest, String)> {

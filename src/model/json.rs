@@ -1,12 +1,11 @@
 //! JSON and text files of bounded size, and values looked up by pointer.
 
-use std::fs::{self, File};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::limits;
+use crate::read::read_file;
 use crate::{Error, Result};
 
 /// Reads a whole file of at most [`limits::TEXT_FILE_BYTES`].
@@ -15,27 +14,7 @@ use crate::{Error, Result};
 /// [`Error::Io`] if it cannot be read, [`Error::Malformed`] if it is not a regular file,
 /// [`Error::TooLarge`] before memory for it is asked for.
 pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    let meta = fs::metadata(path).map_err(Error::io(path))?;
-    if !meta.is_file() {
-        return Err(Error::malformed(path, "not a regular file"));
-    }
-    let too_large = |actual| Error::TooLarge {
-        what: format!("size in bytes of {}", path.display()),
-        actual,
-        limit: limits::TEXT_FILE_BYTES,
-    };
-    if meta.len() > limits::TEXT_FILE_BYTES {
-        return Err(too_large(meta.len()));
-    }
-    let mut bytes = Vec::with_capacity(meta.len() as usize);
-    // The file may grow while it is read: one byte more than allowed proves it.
-    File::open(path)
-        .and_then(|f| f.take(limits::TEXT_FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(Error::io(path))?;
-    if bytes.len() as u64 > limits::TEXT_FILE_BYTES {
-        return Err(too_large(bytes.len() as u64));
-    }
-    Ok(bytes)
+    read_file(path, limits::TEXT_FILE_BYTES)
 }
 
 /// Reads a whole UTF-8 file of at most [`limits::TEXT_FILE_BYTES`].
@@ -245,7 +224,7 @@ mod tests {
     fn file_over_the_limit_is_refused_unread() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("big.json");
-        File::create(&path)
+        std::fs::File::create(&path)
             .and_then(|f| f.set_len(limits::TEXT_FILE_BYTES + 1))
             .expect("sparse file");
         assert!(matches!(Json::load(&path), Err(Error::TooLarge { .. })));

@@ -1,7 +1,5 @@
 //! What a model folder says about its image processor.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -10,6 +8,7 @@ use super::filter::Filter;
 use super::levels::Levels;
 use crate::error::{Error, Result};
 use crate::limits;
+use crate::read::read_file;
 
 /// An image processor, as its files describe it.
 #[derive(Debug, Clone)]
@@ -155,25 +154,13 @@ impl Config {
 
 /// Reads a JSON object; `None` if there is no such file.
 fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
-    if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
-        return Err(Error::malformed(path, "not a regular file"));
-    }
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(path)(e)),
+    let bytes = match read_file(path, limits::TEXT_FILE_BYTES) {
+        Ok(bytes) => bytes,
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        Err(e) => return Err(e),
     };
-    let mut bytes = Vec::new();
-    file.take(limits::TEXT_FILE_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(Error::io(path))?;
-    if bytes.len() as u64 > limits::TEXT_FILE_BYTES {
-        return Err(Error::TooLarge {
-            what: format!("{} in bytes", path.display()),
-            actual: bytes.len() as u64,
-            limit: limits::TEXT_FILE_BYTES,
-        });
-    }
     match serde_json::from_slice(&bytes) {
         Ok(Value::Object(entries)) => Ok(Some(entries)),
         Ok(_) => Err(Error::malformed(path, "is not a JSON object")),

@@ -1,12 +1,11 @@
 //! RGB frames, from files and from cameras.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use super::decode::decode;
 use crate::error::{Error, Result};
 use crate::limits;
+use crate::read::read_file;
 
 /// An RGB8 image in host memory, rows top to bottom, without gaps.
 #[derive(Clone, PartialEq, Eq)]
@@ -43,15 +42,10 @@ impl Frame {
     /// Reads an image file: PNG, JPEG, BMP, GIF, PNM, TIFF or WebP, told apart by content.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read, else as [`Frame::decode`].
+    /// [`Error::Io`] if it cannot be read, [`Error::Malformed`] if it is no regular file, else as
+    /// [`Frame::decode`].
     pub fn load(path: &Path) -> Result<Self> {
-        let mut bytes = Vec::new();
-        File::open(path)
-            .and_then(|file| {
-                file.take(limits::IMAGE_FILE_BYTES + 1)
-                    .read_to_end(&mut bytes)
-            })
-            .map_err(Error::io(path))?;
+        let bytes = read_file(path, limits::IMAGE_FILE_BYTES)?;
         Self::decode(&path.display().to_string(), &bytes)
     }
 
@@ -143,11 +137,22 @@ mod tests {
     }
 
     #[test]
-    fn load_of_a_missing_file_or_a_folder_names_it() {
+    fn load_of_what_is_no_file_names_it() {
         let dir = tempfile::tempdir().expect("temporary folder");
-        for path in [dir.path().join("none.png"), dir.path().to_owned()] {
+        let pipe = dir.path().join("pipe.png");
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0)
+            .expect("pipe");
+        for (path, missing) in [
+            (dir.path().join("none.png"), true),
+            (dir.path().to_owned(), false),
+            (pipe, false),
+            ("/dev/zero".into(), false),
+        ] {
             let error = Frame::load(&path).expect_err("refused");
-            assert!(matches!(error, Error::Io { .. }), "{error}");
+            let io = matches!(error, Error::Io { .. });
+            assert!(io == missing, "{error}");
+            assert!(io || matches!(error, Error::Malformed { .. }), "{error}");
             assert!(error.to_string().contains(path.to_str().expect("UTF-8")));
         }
     }
