@@ -522,6 +522,16 @@ fn run_on_every_form_of_tiny_folder_gives_the_token_ids_of_pytorch() {
 }
 
 #[test]
+fn run_shows_control_characters_of_names_and_does_not_print_them() {
+    let line = refused(
+        &demo(),
+        &["--image", "no\u{1b}[2J\u{9b}31m\r.png", "--prompt", "x"],
+    );
+    assert!(line.contains("no\\u{1b}[2J\\u{9b}31m\\r.png"), "{line:?}");
+    assert!(!line.contains(|c: char| c.is_control()), "{line:?}");
+}
+
+#[test]
 fn run_with_a_pipe_or_folder_as_image_is_refused_at_once() {
     let dir = tempfile::tempdir().expect("dir");
     let pipe = dir.path().join("pipe");

@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::interrupt::{EXIT_INTERRUPTED, interrupted};
 use super::signals::ignore_file_size_signal;
+use super::table::printable_lines;
 #[cfg(feature = "tensorrt")]
 use crate::build::WORKER_COMMAND;
 use crate::error::Error;
@@ -67,8 +68,10 @@ pub fn main() -> ExitCode {
 }
 
 /// Prints a line on stderr; a stderr that cannot be written is no reason to fail.
+///
+/// Names and messages may come from model files: control characters are shown, not obeyed.
 pub(super) fn say(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(stderr(), "{line}");
+    let _ = writeln!(stderr(), "{}", printable_lines(&line.to_string()));
 }
 
 /// What the user asked for, not a failure.

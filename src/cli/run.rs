@@ -1,7 +1,8 @@
 //! `trtvlm run`: questions about image files.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
-use std::io::{Read, Write, stdin, stdout};
+use std::io::{IsTerminal, Read, Write, stdin, stdout};
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -10,6 +11,7 @@ use clap::ValueEnum;
 use super::interrupt;
 use super::main::say;
 use super::source::resolve;
+use super::table::printable_lines;
 use crate::decode::{Sampling, Stop};
 use crate::error::Error;
 use crate::limits;
@@ -155,7 +157,9 @@ impl Args {
         let mut broken = None;
         let answer = pipeline.ask(frame, question, ask, &mut |piece| {
             if stream && broken.is_none() {
-                let written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
+                let written = out
+                    .write_all(shown(piece, terminal).as_bytes())
+                    .and_then(|()| out.flush());
                 broken = written.err();
             }
         })?;
@@ -163,9 +167,10 @@ impl Args {
             return Err(e.into());
         }
         if !stream {
-            out.write_all(answer.text.as_bytes())?;
+            out.write_all(shown(&answer.text, terminal).as_bytes())?;
         }
         writeln!(out)?;
+        let terminal = out.is_terminal();
         say(format_args!("  {}", summary(&answer)));
         Ok(())
     }
@@ -243,6 +248,15 @@ fn summary(answer: &Answer) -> String {
     };
     let why = match answer.stop {
         Stop::Eos => "",
+/// A piece of an answer as it goes to stdout: to a terminal without what it would take for a
+/// command, to a pipe or a file as the model wrote it.
+fn shown(piece: &str, terminal: bool) -> Cow<'_, str> {
+    match terminal {
+        true => printable_lines(piece).into(),
+        false => piece.into(),
+    }
+}
+
         Stop::Length => ", cut at the length limit",
         Stop::Sentence => ", one sentence",
         Stop::Deadline => ", cut at the deadline",
@@ -256,4 +270,16 @@ fn summary(answer: &Answer) -> String {
         times.prefill,
         times.total,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answer_is_cleaned_for_terminals_only() {
+        let piece = "car\u{1b}[2J\u{9b}31m\r\n\tü";
+        assert_eq!(shown(piece, false), piece);
+        assert_eq!(shown(piece, true), "car\\u{1b}[2J\\u{9b}31m\\r\n\tü");
+    }
 }

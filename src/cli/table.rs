@@ -80,11 +80,20 @@ pub fn wrap<S: AsRef<str>>(
     text
 }
 
-/// Text from a file without what a terminal would take for a command.
+/// Text from a file without what a terminal would take for a command, on one line.
 pub fn printable(text: &str) -> String {
+    escaped(text, "")
+}
+
+/// As [`printable`], but line ends and tabs stay.
+pub fn printable_lines(text: &str) -> String {
+    escaped(text, "\n\t")
+}
+
+fn escaped(text: &str, kept: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     for c in text.chars() {
-        match c.is_control() {
+        match c.is_control() && !kept.contains(c) {
             true => clean.extend(c.escape_default()),
             false => clean.push(c),
         }
@@ -116,5 +125,6 @@ mod tests {
     #[test]
     fn printable_text_cannot_command_a_terminal() {
         assert_eq!(printable("a\u{1b}[2Jb\nü"), "a\\u{1b}[2Jb\\nü");
+        assert_eq!(printable_lines("a\u{7}\tb\r\n"), "a\\u{7}\tb\\r\n");
     }
 }
