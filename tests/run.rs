@@ -522,6 +522,45 @@ fn run_on_every_form_of_tiny_folder_gives_the_token_ids_of_pytorch() {
 }
 
 #[test]
+fn run_checks_its_arguments_before_the_model_is_loaded() {
+    let nothing = Path::new("no/such/model");
+    let picture = "no/such/image.png";
+    let long = "x".repeat(100_000);
+    for (more, expected) in [
+        (&["--temperature", "-1"][..], "error: temperature: "),
+        (&["--temperature", "nan"], "error: temperature: "),
+        (&["--top-p", "-0.5"], "error: top-p: "),
+        (&["--top-p", "1.5"], "error: top-p: "),
+        (
+            &["--repetition-penalty", "-2"],
+            "error: repetition-penalty: ",
+        ),
+        (&["--prompt", ""], "error: prompt: "),
+        (&["--prompt", &long], "error: size in bytes of the prompt"),
+    ] {
+        let mut args = vec!["--image", picture];
+        if more[0] != "--prompt" {
+            args.extend(["--prompt", "x"]);
+        }
+        args.extend(more);
+        let line = refused(nothing, &args);
+        assert!(line.starts_with(expected), "{more:?}: {line}");
+    }
+    for more in [
+        ["--tiles", "0"],
+        ["--max-tokens", "-1"],
+        ["--top-k", "-1"],
+        ["--seed", "-1"],
+    ] {
+        let args = [&["--image", picture, "--prompt", "x"][..], &more].concat();
+        let output = run(nothing, &args);
+        assert_eq!(output.status.code(), Some(2), "{more:?}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("invalid value"), "{more:?}: {stderr}");
+    }
+}
+
+#[test]
 fn run_shows_control_characters_of_names_and_does_not_print_them() {
     let line = refused(
         &demo(),

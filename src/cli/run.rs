@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::limits;
 use crate::pipeline::{Answer, Ask, Pipeline, StopAt};
 use crate::preprocess::{Fit, Frame, Tiles};
+use crate::text::Text;
 
 /// Answer a question about one or more images
 #[derive(clap::Args)]
@@ -30,7 +31,7 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: OsString,
     /// Most tokens of an answer [default: what the model says, else 64]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     max_tokens: Option<usize>,
     /// Files of a model folder to use: fp32, fp16, q4, q4f16, int8, … [default: fp32, else fp16]
     #[arg(long, value_name = "NAME")]
@@ -48,19 +49,29 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "eos")]
     stop_at: StopAtArg,
     /// Draw tokens with this temperature instead of taking the most likely; 0 = greedy
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Draw from the K most likely tokens only
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
     top_k: Option<usize>,
     /// Draw from the most likely tokens that together have probability P
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
     /// Make tokens that occurred already less likely; 1 = off
-    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    #[arg(
+        long,
+        value_name = "R",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
     repetition_penalty: f32,
     /// Seed for drawing
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(
+        long,
+        value_name = "S",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
     seed: u64,
     /// Print one JSON object a line for each image
     #[arg(long)]
@@ -107,7 +118,10 @@ impl Args {
     /// The first that occurs; answers before it were printed.
     pub fn run(self) -> anyhow::Result<()> {
         let cancel = interrupt::install()?;
+        // What the arguments alone can tell is told before a model is fetched or loaded.
         let question = self.question()?;
+        Text::check_question(&question)?;
+        self.ask().sampling.validate()?;
         if self.backend == BackendArg::Tensorrt {
             return Err(Error::Unavailable {
                 what: "the TensorRT backend".to_owned(),
@@ -154,6 +168,7 @@ impl Args {
         }
         // A sentence may be trimmed at its end, so that it is not printed before it is whole.
         let stream = self.stop_at() == StopAt::Eos;
+        let terminal = out.is_terminal();
         let mut broken = None;
         let answer = pipeline.ask(frame, question, ask, &mut |piece| {
             if stream && broken.is_none() {
@@ -170,7 +185,6 @@ impl Args {
             out.write_all(shown(&answer.text, terminal).as_bytes())?;
         }
         writeln!(out)?;
-        let terminal = out.is_terminal();
         say(format_args!("  {}", summary(&answer)));
         Ok(())
     }
@@ -234,6 +248,15 @@ impl Args {
     }
 }
 
+/// A piece of an answer as it goes to stdout: to a terminal without what it would take for a
+/// command, to a pipe or a file as the model wrote it.
+fn shown(piece: &str, terminal: bool) -> Cow<'_, str> {
+    match terminal {
+        true => printable_lines(piece).into(),
+        false => piece.into(),
+    }
+}
+
 fn not_utf8(at: usize) -> Error {
     Error::Prompt {
         reason: format!("not valid UTF-8 at byte {at}"),
@@ -248,15 +271,6 @@ fn summary(answer: &Answer) -> String {
     };
     let why = match answer.stop {
         Stop::Eos => "",
-/// A piece of an answer as it goes to stdout: to a terminal without what it would take for a
-/// command, to a pipe or a file as the model wrote it.
-fn shown(piece: &str, terminal: bool) -> Cow<'_, str> {
-    match terminal {
-        true => printable_lines(piece).into(),
-        false => piece.into(),
-    }
-}
-
         Stop::Length => ", cut at the length limit",
         Stop::Sentence => ", one sentence",
         Stop::Deadline => ", cut at the deadline",

@@ -70,18 +70,7 @@ impl Text {
     /// above [`limits::PROMPT_BYTES`] or for more visual tokens than
     /// [`limits::CONTEXT_TOKENS`], [`Error::Argument`] for tiles where the family has none.
     pub fn prompt(&self, question: &str, images: &[ImageSlot]) -> Result<Prompt> {
-        if question.len() > limits::PROMPT_BYTES {
-            return Err(Error::TooLarge {
-                what: "size in bytes of the prompt".into(),
-                actual: question.len() as u64,
-                limit: limits::PROMPT_BYTES as u64,
-            });
-        }
-        if question.trim().is_empty() {
-            return Err(Error::Prompt {
-                reason: "it is empty".into(),
-            });
-        }
+        Self::check_question(question)?;
         slot::check(images, &self.config)?;
         let images: Vec<ImageSlot> = images
             .iter()
@@ -97,6 +86,27 @@ impl Text {
             ids: self.encode(&before, question, &after)?,
             text: before + question + &after,
         })
+    }
+
+    /// Refuses what no model can be asked, before one is loaded.
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] for a question without anything but white space, [`Error::TooLarge`]
+    /// above [`limits::PROMPT_BYTES`].
+    pub fn check_question(question: &str) -> Result<()> {
+        if question.len() > limits::PROMPT_BYTES {
+            return Err(Error::TooLarge {
+                what: "size in bytes of the prompt".into(),
+                actual: question.len() as u64,
+                limit: limits::PROMPT_BYTES as u64,
+            });
+        }
+        if question.trim().is_empty() {
+            return Err(Error::Prompt {
+                reason: "it is empty".into(),
+            });
+        }
+        Ok(())
     }
 
     /// The text of token ids, special tokens left out.
