@@ -101,6 +101,15 @@ pub enum Error {
         reason: String,
     },
 
+    /// The decoder returned logits that no token can be picked from.
+    #[error("the decoder returned {what} at step {step}")]
+    Logits {
+        /// What stands there: NaN, or no number above minus infinity.
+        what: &'static str,
+        /// Tokens of the answer so far.
+        step: usize,
+    },
+
     /// The CPU engine refused a graph or failed while running it.
     #[error("CPU engine, {graph}: {message}")]
     Cpu {

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::sampler::Sampler;
 use crate::backend::{Backend, Prefill};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -67,7 +67,7 @@ pub struct Generated {
 /// Answers a prompt; `on_token` sees each token as it comes and can end the answer.
 ///
 /// # Errors
-/// Those of the backend. An answer that was cut short by a limit is not an error.
+/// Those of the backend; [`Error::Logits`] if it returns NaN. An answer that was cut short by a limit is not an error.
 pub fn generate(
     backend: &mut dyn Backend,
     prompt: &Prefill<'_>,
@@ -95,7 +95,8 @@ pub fn generate(
     done.prefill = start.elapsed();
     let decoding = Instant::now();
     done.stop = loop {
-        let id = sampler.pick(logits.last_row(), &history);
+        let picked = sampler.pick(logits.last_row(), &history);
+        let id = picked.map_err(|e| at_step(e, done.steps))?;
         done.ids.push(id);
         history.push(id);
         if limits.eos.contains(&id) {
@@ -118,12 +119,23 @@ pub fn generate(
     Ok(done)
 }
 
+/// An error of the sampler, which does not know the step.
+fn at_step(error: Error, step: usize) -> Error {
+    match error {
+        Error::Logits { what, .. } => Error::Logits { what, step },
+        other => other,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::backend::Logits;
     use crate::decode::Sampling;
     use crate::preprocess::PixelValues;
+
+    /// In a script: logits with a NaN.
+    const BROKEN: u32 = u32::MAX;
 
     /// Answers with a fixed list of ids and notes what it was asked.
     struct Scripted {
@@ -134,6 +146,10 @@ mod tests {
     impl Scripted {
         fn logits(&self) -> Logits {
             let mut row = vec![0.0; 16];
+            if self.answer[self.fed.len()] == BROKEN {
+                row[3] = f32::NAN;
+                return Logits::new(16, row);
+            }
             row[self.answer[self.fed.len()] as usize] = 1.0;
             Logits::new(16, row)
         }
@@ -222,6 +238,39 @@ mod tests {
         for (limits, ids, stop) in cases {
             let (done, _) = run(limits, &mut |_| Ok(ControlFlow::Continue(())));
             assert_eq!((done.ids.as_slice(), done.stop), (ids, stop));
+        }
+    }
+
+    #[test]
+    fn nan_logits_are_an_error_that_names_the_step() {
+        let limits = Limits {
+            eos: &[1],
+            max_tokens: 10,
+            deadline: None,
+            cancel: None,
+        };
+        for (answer, step) in [(vec![BROKEN], 0), (vec![4, 5, BROKEN], 2)] {
+            let mut backend = Scripted {
+                answer,
+                fed: Vec::new(),
+            };
+            let prompt = Prefill {
+                ids: &[9],
+                positions: &[0],
+                visual: &[],
+                image_token: 15,
+                reserve: 8,
+            };
+            let mut sampler = Sampler::new(Sampling::default()).expect("greedy");
+            let mut seen = Vec::new();
+            let e = generate(&mut backend, &prompt, &mut sampler, &limits, &mut |id| {
+                seen.push(id);
+                Ok(ControlFlow::Continue(()))
+            })
+            .expect_err("NaN");
+            let expected = format!("the decoder returned NaN at step {step}");
+            assert_eq!(e.to_string(), expected);
+            assert_eq!(seen.len(), step);
         }
     }
 

@@ -93,18 +93,23 @@ impl Sampler {
 
     /// Picks the next token; `history` is prompt and answer so far, for the repetition penalty.
     ///
-    /// Greedy ties go to the lowest id, as in PyTorch on the CPU. NaN logits are never picked.
-    pub fn pick(&mut self, logits: &[f32], history: &[u32]) -> u32 {
+    /// Greedy ties go to the lowest id, as in PyTorch on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Logits`] if a logit is NaN, or none is above minus infinity; the step is the
+    /// caller's, here 0.
+    pub fn pick(&mut self, logits: &[f32], history: &[u32]) -> Result<u32> {
+        check(logits)?;
         if self.sampling.repetition_penalty == 1.0 && self.sampling.temperature == 0.0 {
-            return argmax(logits);
+            return Ok(argmax(logits));
         }
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         self.penalize(history);
         if self.sampling.temperature == 0.0 {
-            return argmax(&self.logits);
+            return Ok(argmax(&self.logits));
         }
-        self.draw()
+        Ok(self.draw())
     }
 
     fn penalize(&mut self, history: &[u32]) {
@@ -135,7 +140,7 @@ impl Sampler {
             order,
         } = self;
         order.clear();
-        order.extend((0..logits.len() as u32).filter(|&id| !logits[id as usize].is_nan()));
+        order.extend(0..logits.len() as u32);
         let descending = |a: &u32, b: &u32| {
             let (x, y) = (logits[*a as usize], logits[*b as usize]);
             y.total_cmp(&x).then(a.cmp(b))
@@ -153,6 +158,9 @@ impl Sampler {
             return 0;
         };
         let max = logits[first as usize];
+        if max.is_infinite() {
+            return first;
+        }
         let weight = |id: u32| f64::from((logits[id as usize] - max) / sampling.temperature).exp();
         let total: f64 = order.iter().map(|&id| weight(id)).sum();
         let mut mass = 0.0;
@@ -173,7 +181,28 @@ impl Sampler {
     }
 }
 
-/// Index of the largest element, the lowest among equals; NaN is never chosen over a number.
+/// Refuses logits that a broken model gives: what would be picked from them means nothing.
+fn check(logits: &[f32]) -> Result<()> {
+    let mut usable = false;
+    let mut nan = false;
+    for logit in logits {
+        nan |= logit.is_nan();
+        usable |= *logit > f32::NEG_INFINITY;
+    }
+    match (nan, usable) {
+        (true, _) => Err(Error::Logits {
+            what: "NaN",
+            step: 0,
+        }),
+        (false, false) => Err(Error::Logits {
+            what: "no logit above minus infinity",
+            step: 0,
+        }),
+        (false, true) => Ok(()),
+    }
+}
+
+/// Index of the largest element, the lowest among equals.
 fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
     let mut max = f32::NEG_INFINITY;
@@ -191,13 +220,35 @@ mod tests {
 
     fn picks(sampling: Sampling, logits: &[f32], n: usize) -> Vec<u32> {
         let mut sampler = Sampler::new(sampling).expect("valid");
-        (0..n).map(|_| sampler.pick(logits, &[])).collect()
+        let pick = |_| sampler.pick(logits, &[]).expect("numbers");
+        (0..n).map(pick).collect()
     }
 
     #[test]
-    fn greedy_with_ties_and_nan_takes_the_lowest_number() {
-        let logits = [f32::NAN, 1.0, 3.0, 3.0, f32::NEG_INFINITY];
+    fn greedy_with_ties_takes_the_lowest_id() {
+        let logits = [f32::NEG_INFINITY, 1.0, 3.0, 3.0, f32::NEG_INFINITY];
         assert_eq!(picks(Sampling::default(), &logits, 1), [2]);
+    }
+
+    #[test]
+    fn logits_without_a_largest_number_are_refused() {
+        let drawn = Sampling {
+            temperature: 1.0,
+            repetition_penalty: 1.5,
+            ..Sampling::default()
+        };
+        for sampling in [Sampling::default(), drawn] {
+            let mut sampler = Sampler::new(sampling).expect("valid");
+            for (logits, what) in [
+                ([f32::NAN; 3], "NaN"),
+                ([0.0, f32::NAN, 1.0], "NaN"),
+                ([f32::NEG_INFINITY; 3], "no logit"),
+            ] {
+                let e = sampler.pick(&logits, &[1]).expect_err("refused");
+                assert!(e.to_string().contains(what), "{e}");
+            }
+            assert_eq!(sampler.pick(&[0.0, f32::INFINITY], &[]).expect("one"), 1);
+        }
     }
 
     #[test]
@@ -247,8 +298,9 @@ mod tests {
             ..Sampling::default()
         };
         let mut sampler = Sampler::new(sampling).expect("valid");
-        assert_eq!(sampler.pick(&[1.5, 2.0], &[1, 1, 9]), 0);
-        assert_eq!(sampler.pick(&[-1.5, -1.0], &[1]), 0);
+        for (logits, history) in [([1.5, 2.0], &[1, 1, 9][..]), ([-1.5, -1.0], &[1])] {
+            assert_eq!(sampler.pick(&logits, history).expect("numbers"), 0);
+        }
     }
 
     #[test]
