@@ -585,3 +585,33 @@ fn run_with_a_pipe_or_folder_as_image_is_refused_at_once() {
         );
     }
 }
+
+#[test]
+fn run_without_a_pixel_mask_is_run_with_one_of_ones() {
+    let source = root().join("tests/data/tiny/smolvlm-tiny-plain");
+    let dir = tempfile::tempdir().expect("dir");
+    for entry in std::fs::read_dir(&source).expect("folder") {
+        let path = entry.expect("entry").path();
+        let to = dir.path().join(path.file_name().expect("name"));
+        std::os::unix::fs::symlink(&path, to).expect("link");
+    }
+    let name = "preprocessor_config.json";
+    let text = std::fs::read(source.join(name)).expect("read");
+    let mut config: Value = serde_json::from_slice(&text).expect("JSON");
+    assert_eq!(config["do_pad"], true);
+    config["do_pad"] = false.into();
+    std::fs::remove_file(dir.path().join(name)).expect("remove");
+    std::fs::write(dir.path().join(name), config.to_string()).expect("write");
+    let picture = image("0024.png");
+    let args = [
+        "--image",
+        picture.to_str().expect("path"),
+        "--prompt",
+        "What is this?",
+        "--max-tokens",
+        "8",
+    ];
+    let with = run_json(&source, &args);
+    let without = run_json(dir.path(), &args);
+    assert_eq!(with[0]["token_ids"], without[0]["token_ids"]);
+}

@@ -152,10 +152,21 @@ impl Backend for CpuBackend {
         shape.extend_from_slice(image.pixels.shape());
         let pixels = TensorView::from_data(shape.as_slice(), image.pixels.data());
         let mut inputs = vec![(vision.pixels, pixels.into())];
-        if let (Some(id), Some(mask)) = (vision.mask, &image.mask) {
+        if let Some(id) = vision.mask {
+            let &[n, _, height, width] = image.pixels.shape() else {
+                return Err(Error::Shape {
+                    name: "pixel_values".to_owned(),
+                    expected: "[n, 3, s, s]".to_owned(),
+                    actual: format!("{:?}", image.pixels.shape()),
+                });
+            };
             let mut shape = vec![1; leading];
-            shape.extend_from_slice(mask.shape());
-            let mask: Vec<i32> = mask.data().iter().map(|&m| i32::from(m)).collect();
+            shape.extend([n, height, width]);
+            // A processor with `do_pad: false` makes none; the model then takes every pixel.
+            let mask: Vec<i32> = match &image.mask {
+                Some(mask) => mask.data().iter().map(|&m| i32::from(m)).collect(),
+                None => vec![1; n * height * width],
+            };
             inputs.push((id, Tensor::from_data(shape.as_slice(), mask).into()));
         }
         let values = vision.session.run(inputs, &[vision.features])?;

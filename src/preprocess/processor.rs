@@ -53,7 +53,8 @@ pub struct Notes {
 pub struct PixelValues {
     /// `[n, 3, s, s]`: tiles row by row, the global image last.
     pub pixels: Tensor<f32>,
-    /// `[n, s, s]`, 1 = image, 0 = padding of a batch; only if the processor makes one.
+    /// `[n, s, s]`, 1 = image, 0 = padding of a batch; none if the processor does not make one
+    /// (`do_pad: false`), which stands for all ones.
     pub mask: Option<Tensor<u8>>,
     /// Rows and columns of tiles before the global image; `None` if there is one image only.
     pub grid: Option<(usize, usize)>,
