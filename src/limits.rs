@@ -65,6 +65,13 @@ pub const DECODER_LAYERS: usize = 256;
 /// Largest vocabulary.
 pub const VOCABULARY: usize = 1 << 20;
 
+/// Largest KV cache of a decoder at its full context, in 32-bit numbers, in bytes: four times that
+/// of a 7B model.
+pub const KV_CACHE_BYTES: u64 = 16 << 30;
+
+/// Largest embedding table of a decoder in 32-bit numbers, in bytes.
+pub const EMBEDDING_BYTES: u64 = 16 << 30;
+
 /// Largest width of a decoder (hidden size, heads, width of a head).
 pub const MODEL_WIDTH: usize = 1 << 16;
 

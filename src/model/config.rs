@@ -125,7 +125,40 @@ impl ModelConfig {
             max_positions,
         };
         this.check_ids(config)?;
+        this.check_memory(config)?;
         Ok(this)
+    }
+
+    /// What the sizes, each of them allowed, come to together.
+    fn check_memory(&self, config: &Json) -> Result<()> {
+        let bytes = |factors: &[usize]| {
+            let product = factors.iter().map(|&n| n as u64);
+            product.fold(size_of::<f32>() as u64, u64::saturating_mul)
+        };
+        let kv = bytes(&[
+            2,
+            self.n_layers,
+            self.n_kv_heads,
+            self.head_dim,
+            self.max_positions,
+        ]);
+        for (what, actual, limit) in [
+            ("KV cache in bytes", kv, limits::KV_CACHE_BYTES),
+            (
+                "embedding table in bytes",
+                bytes(&[self.vocab, self.d_model]),
+                limits::EMBEDDING_BYTES,
+            ),
+        ] {
+            if actual > limit {
+                return Err(Error::TooLarge {
+                    what: format!("{}: {what}", config.path().display()),
+                    actual,
+                    limit,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Every id is a row of the embedding table, and an answer can end.

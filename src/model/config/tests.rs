@@ -323,3 +323,41 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn config_whose_cache_or_table_fits_no_memory_is_refused() {
+    let set = |entries: Value| {
+        let mut config = flat();
+        for (key, value) in entries.as_object().expect("entries") {
+            config[key] = value.clone();
+        }
+        load(&config, None, Some(&preprocessor()))
+    };
+    for (entries, what) in [
+        (json!({"head_dim": 65_536}), "KV cache"),
+        (
+            json!({"num_attention_heads": 65_536, "num_key_value_heads": 65_536, "head_dim": 65_536,
+                   "num_hidden_layers": 256}),
+            "KV cache",
+        ),
+        (
+            json!({"hidden_size": 65_536, "num_attention_heads": 64, "num_key_value_heads": 1,
+                   "vocab_size": 1_048_576}),
+            "embedding table",
+        ),
+    ] {
+        let e = set(entries.clone()).expect_err("too large");
+        assert!(matches!(e, Error::TooLarge { .. }), "{entries}: {e}");
+        let e = e.to_string();
+        assert!(
+            e.contains("config.json") && e.contains(what),
+            "{entries}: {e}"
+        );
+    }
+    // A 7B decoder.
+    set(
+        json!({"hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4,
+               "num_hidden_layers": 28, "vocab_size": 152_064}),
+    )
+    .expect("fits");
+}
