@@ -19,6 +19,9 @@ pub const BUNDLE_NAME_BYTES: usize = 1024;
 /// Deepest nesting of folders in a bundle.
 pub const BUNDLE_DEPTH: usize = 8;
 
+/// Largest file of weights that is downloaded, in bytes.
+pub const WEIGHT_FILE_BYTES: u64 = 16 << 30;
+
 /// Largest encoded image file, in bytes.
 pub const IMAGE_FILE_BYTES: u64 = 256 << 20;
 
@@ -62,15 +65,15 @@ pub const CPU_TENSOR_ELEMENTS: u64 = 1 << 30;
 /// Most layers of a decoder.
 pub const DECODER_LAYERS: usize = 256;
 
-/// Largest vocabulary.
-pub const VOCABULARY: usize = 1 << 20;
-
 /// Largest KV cache of a decoder at its full context, in 32-bit numbers, in bytes: four times that
 /// of a 7B model.
 pub const KV_CACHE_BYTES: u64 = 16 << 30;
 
 /// Largest embedding table of a decoder in 32-bit numbers, in bytes.
 pub const EMBEDDING_BYTES: u64 = 16 << 30;
+
+/// Largest vocabulary.
+pub const VOCABULARY: usize = 1 << 20;
 
 /// Largest width of a decoder (hidden size, heads, width of a head).
 pub const MODEL_WIDTH: usize = 1 << 16;

@@ -10,7 +10,7 @@ use hf_hub::{Cache, Repo};
 
 use super::cache::{RepoCache, forget, is_commit, is_etag};
 use super::fetch::Report;
-use super::files::refused;
+use super::files::{refused, size_limit, too_large};
 use super::{HubOptions, RepoId};
 use crate::digest::{is_sha256, sha256_file};
 use crate::error::{Error, Result};
@@ -113,6 +113,12 @@ impl Client {
         }
         if !is_etag(meta.etag()) {
             return Err(stop("the hub's answer has no usable ETag".to_owned()));
+        }
+        if meta.size() as u64 > size_limit(file) {
+            return Err(Failure {
+                error: too_large(&self.id, file, meta.size() as u64),
+                retry: false,
+            });
         }
         let blob = self.cache.blob(meta.etag());
         // A part that is as long as the file cannot be resumed: there is nothing to ask for.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::cache::{Fetched, RepoCache};
 use super::client::Client;
-use super::files::{choose, refused};
+use super::files::{choose, refused, size_limit, too_large};
 use super::{HubOptions, RepoId};
 use crate::error::{Error, Result};
 
@@ -47,7 +47,8 @@ enum Message {
 /// [`Error::Download`] naming repository and file: refused, not found, no connection, broken off
 /// and not to be resumed, wrong size or digest, nothing heard for [`HubOptions::stall`].
 /// [`Error::Io`] if the cache cannot be written, [`Error::Cancelled`] once `cancel` is set; what
-/// has come by then is kept, and resumed by the next call.
+/// has come by then is kept, and resumed by the next call. [`Error::TooLarge`] for a file above
+/// its limit in [`limits`](crate::limits).
 pub fn fetch(
     options: &HubOptions,
     repo: &RepoId,
@@ -65,8 +66,13 @@ pub fn fetch(
         .name("hub".to_owned())
         .spawn(move || {
             let work = panic::AssertUnwindSafe(|| fetch_all(&client, &id, asked.as_deref(), &send));
-            let done = panic::catch_unwind(work)
-                .unwrap_or_else(|_| Err(refused(&id, "the hub gave an answer that is not one")));
+            let done = panic::catch_unwind(work).unwrap_or_else(|panic| match panic.downcast() {
+                Ok(excess) => {
+                    let Excess { file, bytes } = *excess;
+                    Err(too_large(&id, &file, bytes))
+                }
+                Err(_) => Err(refused(&id, "the hub gave an answer that is not one")),
+            });
             // Nobody listens any more after a stall or a cancel.
             let _ = send.send(Message::Done(done));
         })
@@ -117,6 +123,13 @@ fn fetch_all(
     Ok(client.snapshot(&fetched.commit))
 }
 
+/// More bytes came than were announced and are allowed: a panic's payload, because the transfer
+/// of `hf-hub` can be left in no other way.
+struct Excess {
+    file: String,
+    bytes: u64,
+}
+
 /// Tells the watching thread what comes.
 #[derive(Clone)]
 pub(super) struct Report {
@@ -154,6 +167,14 @@ impl Report {
         }
     }
 
+    /// Leaves a transfer that brings more than the file may have.
+    fn check(&self, bytes: u64) {
+        if bytes > size_limit(&self.now.file) {
+            let file = self.now.file.clone();
+            panic::resume_unwind(Box::new(Excess { file, bytes }));
+        }
+    }
+
     fn tell(&mut self) {
         self.sent = Some(Instant::now());
         let _ = self.send.send(Message::Progress(self.now.clone()));
@@ -164,11 +185,13 @@ impl hf_hub::api::Progress for Report {
     fn init(&mut self, size: usize, _: &str) {
         self.now.bytes = 0;
         self.now.total_bytes = size as u64;
+        self.check(size as u64);
         self.tell();
     }
 
     fn update(&mut self, size: usize) {
         self.now.bytes += size as u64;
+        self.check(self.now.bytes);
         if self.sent.is_none_or(|sent| sent.elapsed() >= TICK) {
             self.tell();
         }

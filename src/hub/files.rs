@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::error::{Error, Result};
+use crate::limits;
 use crate::model::{OPTIONAL_FILES, REQUIRED_FILES, Refusal, Variants, file_names};
 
 /// Folder of what was trained to draft for a model.
@@ -45,6 +46,25 @@ pub(super) fn choose(listed: &[String], variant: Option<&str>) -> Result<Vec<Str
         .collect();
     files.sort_by_key(|name| name.starts_with(ONNX));
     Ok(files)
+}
+
+/// Most bytes that a file of this name may have: what would be refused when it is read is not
+/// fetched.
+pub(super) fn size_limit(name: &str) -> u64 {
+    match name.rsplit('.').next() {
+        Some("json" | "jinja" | "txt") => limits::TEXT_FILE_BYTES,
+        Some("onnx") => limits::ONNX_FILE_BYTES,
+        _ => limits::WEIGHT_FILE_BYTES,
+    }
+}
+
+/// The error for a file of more than [`size_limit`].
+pub(super) fn too_large(repo: &super::RepoId, file: &str, actual: u64) -> Error {
+    Error::TooLarge {
+        what: format!("size in bytes of {file} of {repo}"),
+        actual,
+        limit: size_limit(file),
+    }
 }
 
 /// True for an ONNX file and for the data beside it: `x.onnx_data`, `x.onnx_data_1`,

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use server::{COMMIT, Fault, Server};
-use trtvlm::Error;
 use trtvlm::hub::{HubOptions, Progress, RepoId, fetch};
+use trtvlm::{Error, limits};
 
 const VISION: &str = "onnx/vision_encoder.onnx";
 const DECODER: &str = "onnx/decoder_model_merged.onnx";
@@ -336,4 +336,41 @@ fn cache_that_cannot_be_written_is_an_io_error() {
         matches!(&error, Error::Io { path, .. } if *path == cache),
         "{error:?}"
     );
+}
+
+#[test]
+fn files_larger_than_their_limit_are_refused_unwritten() {
+    for (file, size) in [
+        ("config.json", limits::TEXT_FILE_BYTES + 1),
+        ("chat_template.jinja", 1 << 40),
+        (VISION, limits::ONNX_FILE_BYTES + 1),
+        ("onnx/decoder_model_merged.onnx_data", 1 << 60),
+    ] {
+        let (server, cache) = (model(), tempfile::tempdir().expect("temp dir"));
+        server.fail(file, &[Fault::Announce(size)]);
+        let error = get(&options(&server, cache.path()), None).expect_err("too large");
+        assert!(
+            matches!(&error, Error::TooLarge { what, actual, .. }
+                if what.contains(file) && what.contains("own/model") && *actual == size),
+            "{file}: {error}"
+        );
+        let asked =
+            |r: &server::Request| r.path.ends_with(file) && r.range.as_deref() != Some("bytes=0-0");
+        assert!(!server.requests().iter().any(asked), "{file} was asked for");
+    }
+}
+
+#[test]
+fn file_that_does_not_end_is_left_at_its_limit() {
+    let (server, cache) = (model(), tempfile::tempdir().expect("temp dir"));
+    server.fail("config.json", &[Fault::Endless]);
+    let error = get(&options(&server, cache.path()), None).expect_err("endless");
+    assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+    for file in files(cache.path()) {
+        let bytes = fs::metadata(cache.path().join(&file)).expect("file").len();
+        assert!(
+            bytes <= limits::TEXT_FILE_BYTES + (1 << 20),
+            "{file}: {bytes}"
+        );
+    }
 }

@@ -31,6 +31,10 @@ pub enum Fault {
     NoLocation,
     /// A tag that would be a path, already to the question for size and tag.
     EvilTag,
+    /// Another size than the file has, in the answer to the question for it.
+    Announce(u64),
+    /// Bytes without end, where the file was to come.
+    Endless,
     /// Another commit, already to the question for size and tag.
     OtherCommit,
 }
@@ -160,11 +164,14 @@ fn answer(stream: &TcpStream, state: &Mutex<State>, base: &str) -> std::io::Resu
     let early = |f: &Fault| matches!(f, Fault::NoLocation | Fault::EvilTag | Fault::OtherCommit);
     // Large files are redirected; their bytes, and so their faults, come from the store.
     let large = name.ends_with(".onnx") || name.ends_with("_data");
-    let carries = !probe && (stored.is_some() || !large);
+    let source = stored.is_some() || !large;
+    let now = |f: &Fault| match f {
+        Fault::Announce(_) => probe && source,
+        f if early(f) => probe && resolved.is_some(),
+        _ => !probe && source,
+    };
     let fault = match faults.first().copied() {
-        Some(fault)
-            if (early(&fault) && probe && resolved.is_some()) || (!early(&fault) && carries) =>
-        {
+        Some(fault) if now(&fault) => {
             faults.remove(0);
             Some(fault)
         }
@@ -226,9 +233,12 @@ fn answer(stream: &TcpStream, state: &Mutex<State>, base: &str) -> std::io::Resu
         true => bytes[..1].to_vec(),
         false => bytes[from..].to_vec(),
     };
-    let (last, total) = (from + body.len() - 1, bytes.len());
+    let (last, mut total) = (from + body.len() - 1, bytes.len() as u64);
+    if let Some(Fault::Announce(size)) = fault {
+        total = size;
+    }
     let length = match fault {
-        Some(Fault::CutUnsized(_)) => String::new(),
+        Some(Fault::CutUnsized(_) | Fault::Endless) => String::new(),
         _ => format!("content-length: {}\r\n", body.len()),
     };
     match fault {
@@ -240,5 +250,9 @@ fn answer(stream: &TcpStream, state: &Mutex<State>, base: &str) -> std::io::Resu
         out,
         "HTTP/1.1 206 Partial\r\nconnection: close\r\n{meta}content-range: bytes {from}-{last}/{total}\r\n{length}\r\n"
     )?;
-    out.write_all(&body)
+    out.write_all(&body)?;
+    while fault == Some(Fault::Endless) {
+        out.write_all(&[b' '; 1 << 16])?;
+    }
+    Ok(())
 }
