@@ -31,9 +31,9 @@ impl ImageSlot {
         match self {
             Self::None => Ok(0),
             Self::Single | Self::Tiled { rows: 0, cols: 0 } => Ok(1),
-            Self::Tiled { rows: 0, .. } | Self::Tiled { cols: 0, .. } => Err(Error::Argument {
+            Self::Tiled { rows, cols } if rows == 0 || cols == 0 => Err(Error::Argument {
                 name: "tiles",
-                reason: format!("{self:?} has no tiles"),
+                reason: format!("{rows} rows and {cols} columns are no tiles"),
             }),
             Self::Tiled { rows, cols } => {
                 let n = rows.saturating_mul(cols).saturating_add(1);

@@ -74,8 +74,9 @@ impl Vocabulary {
         for token in &head {
             let actual = plain.token_to_id(&token.content);
             if actual != Some(token.id) {
+                let actual = actual.map_or("no id".to_owned(), |id| id.to_string());
                 return Err(bad(format!(
-                    "the added token {:?} has the id {}, and {actual:?} in the vocabulary",
+                    "the added token {:?} has the id {}, and {actual} in the vocabulary",
                     short(&token.content),
                     token.id
                 )));
