@@ -189,6 +189,9 @@ pub enum Error {
     Cancelled,
 }
 
+/// Longest reason of [`Error::malformed`], in bytes.
+const REASON_BYTES: usize = 1000;
+
 impl Error {
     /// An I/O error that names its file: `.map_err(Error::io(path))`.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
@@ -196,11 +199,35 @@ impl Error {
         move |source| Self::Io { path, source }
     }
 
-    /// A file that is not what it has to be.
+    /// A file that is not what it has to be. A reason that quotes much of the file is shortened.
     pub fn malformed(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        let mut reason = reason.into();
+        if reason.len() > REASON_BYTES {
+            // What it is stands in front, where it is at the end.
+            let head = reason.floor_char_boundary(REASON_BYTES / 2);
+            let tail = reason.ceil_char_boundary(reason.len() - REASON_BYTES / 2);
+            reason.replace_range(head..tail, " … ");
+        }
         Self::Malformed {
             path: path.as_ref().to_path_buf(),
-            reason: reason.into(),
+            reason,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn malformed_with_a_long_reason_keeps_its_ends() {
+        let quoted = "ä".repeat(100_000);
+        let reason = format!("unknown variant `{quoted}` at line 7");
+        let text = Error::malformed("a.json", reason).to_string();
+        assert!(text.len() < 1100, "{} bytes", text.len());
+        assert!(text.starts_with("a.json: unknown variant `ä"), "{text}");
+        assert!(text.ends_with("ä` at line 7"), "{text}");
+        let short = Error::malformed("a.json", "cut short").to_string();
+        assert_eq!(short, "a.json: cut short");
     }
 }
