@@ -44,7 +44,7 @@ impl Meter {
         add(environment, CHECK, Kind::Check);
         add(environment, FIT, Kind::Fit);
         add(environment, SET, Kind::Set);
-        environment.add_function("namespace", Names::new);
+        environment.add_function("namespace", namespace);
 
         let meter = Arc::clone(self);
         let inner = Value::from_function(filters::replace);
@@ -99,7 +99,11 @@ impl Meter {
         let meter = Arc::clone(self);
         environment.set_unknown_method_callback(move |state, value, method, args| {
             match (value.kind(), method) {
-                (ValueKind::String, "format") => return Err(ErrorKind::UnknownMethod.into()),
+                // A width could be any.
+                (ValueKind::String, "format") if text(value).contains(':') => {
+                    return Err(ErrorKind::UnknownMethod.into());
+                }
+                (ValueKind::String, "format") => meter.format(&text(value), args)?,
                 (ValueKind::String, "replace") => {
                     let all: Vec<Value> = [value].into_iter().chain(args).cloned().collect();
                     meter.replace(&all)?;
@@ -192,6 +196,16 @@ impl Meter {
         let n_found = all.matches(old.as_str()).count();
         let added = (n_found as u64).saturating_mul(new.len() as u64);
         self.spend(added.saturating_add((all.len() + old.len() + new.len()) as u64))
+    }
+
+    /// Weighs `pattern.format(..)`, whose fields have no width.
+    fn format(&self, pattern: &str, args: &[Value]) -> Result<(), Error> {
+        let mut largest = 0;
+        for arg in args {
+            largest = self.weigh(arg)?.max(largest);
+        }
+        let n_fields = pattern.matches('{').count() as u64;
+        self.spend(n_fields.saturating_mul(largest))
     }
 
     /// Weighs items joined by a separator.
@@ -334,19 +348,6 @@ impl Object for Function {
 struct Names(Mutex<BTreeMap<String, Value>>);
 
 impl Names {
-    fn new(first: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
-        let names = Self::default();
-        if let Some(map) = first {
-            for key in map.try_iter()? {
-                names.set(&key, map.get_item(&key)?)?;
-            }
-        }
-        for key in kwargs.args() {
-            names.set(&Value::from(key), kwargs.get(key)?)?;
-        }
-        Ok(Value::from_object(names))
-    }
-
     fn set(&self, name: &Value, value: Value) -> Result<(), Error> {
         if holds_names(&value) {
             return Err(refused("a namespace cannot hold another".to_owned()));
@@ -355,6 +356,20 @@ impl Names {
         names.insert(name.to_string(), value);
         Ok(())
     }
+}
+
+/// The function of that name.
+fn namespace(first: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+    let names = Names::default();
+    if let Some(map) = first {
+        for key in map.try_iter()? {
+            names.set(&key, map.get_item(&key)?)?;
+        }
+    }
+    for key in kwargs.args() {
+        names.set(&Value::from(key), kwargs.get(key)?)?;
+    }
+    Ok(Value::from_object(names))
 }
 
 impl Object for Names {

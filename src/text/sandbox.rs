@@ -17,7 +17,6 @@
 //! hence the exact version in `Cargo.toml`.
 
 use std::collections::BTreeMap;
-use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread;
 
@@ -96,7 +95,7 @@ fn apart<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, 
             .spawn_scoped(scope, work)
             .map_err(|e| format!("no thread to render it: {e}"))?
             .join()
-            .unwrap_or_else(|panic| resume_unwind(panic))
+            .unwrap_or_else(|_| Err("the template engine failed".to_owned()))
     })
 }
 
@@ -333,6 +332,11 @@ mod tests {
             (
                 "{% for i in list if i > 1 %}{{ loop.index }}{{ i }}{% else %}none{% endfor %}",
                 "12",
+            ),
+            ("{{ '{}-{1}'.replace('1', '').format(n, a) }}", "3-a"),
+            (
+                "{% for i in [[1, 3], 2] recursive %}{{ i if i is number else loop(i) }},{% endfor %}",
+                "1,3,,2,",
             ),
             (
                 "{% for i in list %}{% if i == 1 %}{% continue %}{% endif %}{{ i }}{% break %}{% endfor %}",

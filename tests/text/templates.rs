@@ -173,6 +173,7 @@ fn template_that_grows_a_value_is_refused_in_time() {
         ("'xy'", "[ns.x, ns.x]|tojson"),
         ("'xy'", "[ns.x, ns.x]|string"),
         ("'xy'", "f(ns.x)"),
+        ("'xy'", "'{0}{0}'.format(ns.x)"),
         ("[1]", "ns.x + ns.x"),
         ("[1]", "ns.x * 3"),
         ("(1, 2)", "ns.x + ns.x"),
