@@ -163,6 +163,11 @@ fn tokenizer_broken_names_the_file_and_the_reason() {
             panic!("{pointer} = {shown} was accepted");
         };
         assert!(e.to_string().contains(expected), "{pointer} = {shown}: {e}");
+        let words = e.to_string();
+        assert!(
+            !words.contains("Some(") && !words.contains("None"),
+            "{pointer} = {shown}: {e}"
+        );
         assert!(
             matches!(e, Error::Malformed { .. }),
             "{pointer} = {shown}: {e}"
