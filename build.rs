@@ -257,7 +257,7 @@ mod tensorrt {
     /// the *next* header of a name, would not find the C ones behind them.
     fn search_flag(dir: &Path) -> &'static str {
         let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_path_buf());
-        match system_folders().iter().any(|system| *system == dir) {
+        match system_folders().contains(&dir) {
             true => "-idirafter",
             false => "-isystem",
         }
