@@ -171,10 +171,10 @@ impl Rule<'_> {
         let inputs = 0..self.node.input.len();
         let mut dims = self.dims(0)?.clone();
         let axis = axis_of(self.int("axis")?, dims.len())?;
-        let along = inputs
+        let mut along = inputs
             .clone()
             .map(|i| self.dims(i)?.get(axis).copied().flatten());
-        dims[axis] = along.fold(Some(0u64), |sum, n| Some(sum?.saturating_add(n?)));
+        dims[axis] = along.try_fold(0u64, |sum, n| Some(sum.saturating_add(n?)));
         let parts: Option<Vec<_>> = inputs.map(|i| self.elements(i)).collect();
         let elements: Option<Vec<Option<f64>>> =
             parts.map(|parts| parts.into_iter().flatten().copied().collect());
@@ -335,8 +335,11 @@ impl Rule<'_> {
         let (before, after) = pads.split_at_checked(axes.len())?;
         for ((&axis, before), after) in axes.iter().zip(before).zip(after) {
             let axis = axis_of(axis, dims.len())?;
-            let pad = || whole(dims[axis]? as f64 + (*before)? + (*after)?);
-            dims[axis] = pad();
+            let sum = match (dims[axis], before, after) {
+                (Some(n), Some(before), Some(after)) => Some(n as f64 + before + after),
+                _ => None,
+            };
+            dims[axis] = sum.and_then(whole);
         }
         Some(Known::of_dims(dims))
     }
