@@ -323,4 +323,17 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn conversion_of_a_cancelled_model_stops() {
+        let mut model = model(
+            vec![value("x", DataType::F32)],
+            vec![scalar("c", 0.5)],
+            vec![NodeProto::new("Add", &["x", "c"], &["y"])],
+            vec![value("y", DataType::F32)],
+        );
+        model.cancel_with(std::sync::Arc::new(true.into()));
+        let stopped = to_fp16(&mut model, &Fp16Options::default());
+        assert!(matches!(stopped, Err(Error::Cancelled)), "{stopped:?}");
+    }
 }
