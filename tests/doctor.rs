@@ -76,6 +76,38 @@ fn lean(folder: &Path) -> String {
     version.to_string()
 }
 
+/// A TensorRT of the flavour that is not RTX, compiled with the headers of this program.
+fn tensorrt(folder: &Path) -> trtvlm::trt::Version {
+    let headers = trtvlm::trt::headers();
+    let (_, version) = headers
+        .iter()
+        .find(|(flavour, _)| *flavour == trtvlm::trt::Flavour::Enterprise)
+        .expect("built without TensorRT headers beside RTX's: run `make sdk`");
+    let key = format!("enterprise{}=", version.major);
+    let mut includes = env!("TRTVLM_HEADERS").split(':');
+    let include = includes.find_map(|entry| entry.strip_prefix(&key));
+    std::fs::create_dir_all(folder).expect("mkdir");
+    let infer = folder.join(format!("libnvinfer.so.{}", version.major));
+    let number = version.major * 10_000 + version.minor * 100 + version.patch;
+    let made = Command::new("c++")
+        .args(["-std=c++17", "-shared", "-fPIC", "-isystem"])
+        .arg(include.expect("its headers"))
+        .args(["-isystem", env!("TRTVLM_CUDA_HEADERS")])
+        .arg("-DFAKE_LABEL=\"fake\"")
+        .arg(format!("-DFAKE_VERSION={number}"))
+        .arg(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/data/fake_tensorrt.cpp"
+        ))
+        .arg("-o")
+        .arg(&infer)
+        .status();
+    assert!(made.expect("a C++ compiler built the shim").success());
+    let parser = folder.join(format!("libnvonnxparser.so.{}", version.major));
+    std::fs::copy(infer, parser).expect("copy");
+    *version
+}
+
 /// A machine whose NVIDIA libraries are those of `dir/tensorrt` and `dir/driver`.
 fn on_machine(dir: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_trtvlm"))
@@ -265,4 +297,50 @@ fn doctor_with_libraries_that_are_garbage_reports_each_and_goes_on() {
         nvrtc[0].0 == "ok" || nvrtc[0].1.contains("libnvrtc.so.13"),
         "{nvrtc:?}"
     );
+}
+
+#[test]
+fn inspect_of_a_plan_asks_a_library_only_after_the_driver_has_answered() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let version = tensorrt(&dir.path().join("tensorrt"));
+    let plan = dir.path().join("a.plan");
+    std::fs::write(&plan, b"a plan").expect("write");
+    let inspect = |devices| {
+        let how = [("CU_INIT", 0), ("DEVICES", devices)];
+        library(&dir.path().join("driver"), "libcuda.so", DRIVER, &how);
+        let output = on_machine(
+            dir.path(),
+            &["inspect", "--json", plan.to_str().expect("path")],
+        );
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {stderr}", output.status);
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
+    };
+    let without = inspect(0);
+    assert!(without["source"].is_null(), "{without}");
+    let note = without["note"].as_str().expect("why");
+    assert!(note.contains("no device"), "{note}");
+    let with = inspect(1);
+    assert_eq!(with["source"], "tensorrt", "{with}");
+    assert_eq!(with["engine"], format!("TensorRT {version}"));
+    // The made-up engine says that it needs as many bytes as its version number.
+    let number = version.major * 10_000 + version.minor * 100 + version.patch;
+    assert_eq!(with["device_memory_bytes"], number);
+    assert_eq!(with["component"]["inputs"], Value::Array(Vec::new()));
+}
+
+#[test]
+fn build_for_this_machine_asks_the_driver_which_gpu_it_has() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let how = [("CU_INIT", 0), ("DEVICES", 1)];
+    library(&dir.path().join("driver"), "libcuda.so", DRIVER, &how);
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/onnx/uav-tiny");
+    let out = dir.path().join("bundle");
+    let out = out.to_str().expect("path");
+    // Its GPU is an sm87, which no TensorRT that is at hand builds for; so `current` was asked.
+    let output = on_machine(dir.path(), &["build", model, "--out", out]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("sm87"), "{stderr}");
+    assert!(!Path::new(out).exists());
 }

@@ -3,7 +3,7 @@
 //! | variable            | what                           | default                   |
 //! |---------------------|--------------------------------|---------------------------|
 //! | `TRTVLM_LONG_CASES` | damaged inputs for each parser | about two minutes of work |
-//! | `TRTVLM_LONG_RUNS`  | answers of the soak test       | 1000                      |
+//! | `TRTVLM_LONG_RUNS`  | answers of the soak test       | 500                       |
 //! | `TRTVLM_LONG_SEED`  | number of the first case       | 0                         |
 //!
 //! Each case is damaged by a generator of its own, seeded with the case's number. A failure names

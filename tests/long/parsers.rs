@@ -59,7 +59,7 @@ fn long_onnx_files_with_damage_are_read_or_refused() {
     })
     .collect();
     let path = Path::new("m.onnx");
-    cases("onnx", 100_000, |dice| {
+    cases("onnx", 60_000, |dice| {
         let whole = dice.pick(&good);
         let damaged = bytes(dice, whole);
         let model = match OnnxModel::parse(path, damaged.into()) {

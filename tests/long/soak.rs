@@ -30,7 +30,7 @@ fn long_run_of_questions_does_not_grow() {
         "how many trees are there",
         "find the blue boat",
     ];
-    let n = from_env("TRTVLM_LONG_RUNS", 1000) as usize;
+    let n = from_env("TRTVLM_LONG_RUNS", 500) as usize;
     // Everything is in use once after all images, ways to fit and questions have had a turn.
     let warm = (n / 4).max(paths.len());
     assert!(
