@@ -61,7 +61,10 @@ pub fn cases(what: &str, default: u64, mut case: impl FnMut(&mut Dice) -> bool) 
         let took = start.elapsed();
         assert!(took < HANG, "{what}: case {number} took {took:?}");
         let peak = memory_mib("VmHWM");
-        assert!(peak < MOST_MIB.max(before + 1), "{what}: case {number} took {peak} MiB");
+        assert!(
+            peak < MOST_MIB.max(before + 1),
+            "{what}: case {number} took {peak} MiB"
+        );
     }
     let seconds = begin.elapsed().as_secs();
     let refused = n - taken;
