@@ -10,7 +10,9 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::map::map;
-use super::proto::{GraphProto, ModelProto, StringStringEntryProto, TensorProto};
+use super::proto::{
+    GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
+};
 use super::tensor::EXTERNAL;
 use super::wire;
 use crate::error::{Error, Result};
@@ -172,6 +174,24 @@ impl OnnxModel {
             .iter()
             .find(|import| canonical(&import.domain) == canonical(domain))
             .and_then(|import| import.version)
+    }
+
+    /// Sets the version of a domain's operators (empty = `ai.onnx`), or takes the import away.
+    pub fn set_opset(&mut self, domain: &str, version: Option<i64>) {
+        let is_default = |d: &str| matches!(d, "" | "ai.onnx");
+        let imports = &mut self.proto.opset_import;
+        imports.retain(|import| {
+            import.domain != domain && !(is_default(domain) && is_default(&import.domain))
+        });
+        if version.is_some() {
+            // The default domain first, where some readers look for it.
+            let import = OperatorSetIdProto {
+                domain: domain.to_owned(),
+                version,
+            };
+            let at = if is_default(domain) { 0 } else { imports.len() };
+            imports.insert(at, import);
+        }
     }
 
     /// All operator sets that the model imports.

@@ -284,6 +284,28 @@ impl NodeProto {
         self
     }
 
+    /// Adds an attribute of integers.
+    pub fn with_ints(mut self, name: &str, values: &[i64]) -> Self {
+        self.attribute.push(AttributeProto {
+            name: name.to_owned(),
+            ints: values.to_vec(),
+            r#type: Some(attribute_type::INTS),
+            ..AttributeProto::default()
+        });
+        self
+    }
+
+    /// Adds a float attribute.
+    pub fn with_float(mut self, name: &str, value: f32) -> Self {
+        self.attribute.push(AttributeProto {
+            name: name.to_owned(),
+            f: Some(value),
+            r#type: Some(attribute_type::FLOAT),
+            ..AttributeProto::default()
+        });
+        self
+    }
+
     /// The operator, with its domain unless that is the default one.
     pub fn op(&self) -> String {
         match self.domain.as_str() {
