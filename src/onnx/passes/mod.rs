@@ -1,7 +1,6 @@
 //! Rewrites of a graph, one a file.
 //!
 //! The order for a TensorRT engine is that of [`prepare_fp16`] and [`prepare_fp32`], in
-//! `prepare.rs`; a CPU bundle needs [`select_logit_rows`] and, for
 //! half the bytes, [`store_weights_fp16`].
 //!
 //! | pass                  | what it changes |
@@ -12,12 +11,16 @@
 //! | [`set_dims`]          | named dimensions become numbers |
 //! | [`sort_nodes`]        | nodes stand in topological order |
 //! | [`lift_constants`]    | `Constant` nodes become initializers |
+//! | [`keep_all_tiles`]    | the filter of padded picture tiles goes |
+//! | [`declare_opset`]     | the file says that it is of an opset that parsers know |
 //! | [`clamp_mask_fill`]   | −3.4e38 and −inf in masks become −3e4 |
 //! | [`group_queries`]     | queries grouped by the key they share, no expanded KV |
 //! | [`scale_query`]       | the factor of attention scores moves to the query |
 //! | [`to_fp16`], [`to_fp32`] | every float gets its type |
+//! | [`check_operators`]   | nothing: refuses what a parser does not take |
 //! | [`store_weights_fp16`] | large weights become FP16, with a cast to FP32 behind them |
 
+mod allowed;
 mod casts;
 mod constants;
 mod fp16;
@@ -27,7 +30,9 @@ mod mask_fill;
 mod narrow;
 mod new_rows;
 mod ops;
+mod opset;
 mod order;
+mod padded_tiles;
 mod precision;
 mod prepare;
 mod retype;
@@ -39,14 +44,17 @@ mod store_weights;
 mod testing;
 mod types;
 
+pub use allowed::check_operators;
 pub use constants::lift_constants;
 pub use fp16::{Fp16Options, Fp16Report, to_fp16, to_fp32};
 pub use group_queries::group_queries;
 pub use logit_rows::{LOGIT_ROWS, select_logit_rows};
 pub use mask_fill::{MASK_FILL, clamp_mask_fill};
 pub use new_rows::{NEW_PREFIX, return_new_rows};
+pub use opset::declare_opset;
 pub use order::sort_nodes;
 pub use prepare::{prepare_fp16, prepare_fp32};
+pub use padded_tiles::keep_all_tiles;
 pub use scale_query::scale_query;
 pub use split_head::split_lm_head;
 pub use static_dims::set_dims;
