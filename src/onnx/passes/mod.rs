@@ -1,6 +1,7 @@
 //! Rewrites of a graph, one a file.
 //!
 //! The order for a TensorRT engine is that of [`prepare_fp16`] and [`prepare_fp32`], in
+//! `prepare.rs` ([`lower()`] is its first part alone); a CPU bundle needs [`select_logit_rows`] and, for
 //! half the bytes, [`store_weights_fp16`].
 //!
 //! | pass                  | what it changes |
@@ -12,6 +13,7 @@
 //! | [`sort_nodes`]        | nodes stand in topological order |
 //! | [`lift_constants`]    | `Constant` nodes become initializers |
 //! | [`keep_all_tiles`]    | the filter of padded picture tiles goes |
+//! | [`lower_contrib`]     | contrib operators become operators of the standard |
 //! | [`declare_opset`]     | the file says that it is of an opset that parsers know |
 //! | [`clamp_mask_fill`]   | −3.4e38 and −inf in masks become −3e4 |
 //! | [`group_queries`]     | queries grouped by the key they share, no expanded KV |
@@ -26,6 +28,7 @@ mod constants;
 mod fp16;
 mod group_queries;
 mod logit_rows;
+mod lower;
 mod mask_fill;
 mod narrow;
 mod new_rows;
@@ -49,12 +52,13 @@ pub use constants::lift_constants;
 pub use fp16::{Fp16Options, Fp16Report, to_fp16, to_fp32};
 pub use group_queries::group_queries;
 pub use logit_rows::{LOGIT_ROWS, select_logit_rows};
+pub use lower::{LowerOptions, LowerReport, lower_contrib};
 pub use mask_fill::{MASK_FILL, clamp_mask_fill};
 pub use new_rows::{NEW_PREFIX, return_new_rows};
 pub use opset::declare_opset;
 pub use order::sort_nodes;
-pub use prepare::{prepare_fp16, prepare_fp32};
 pub use padded_tiles::keep_all_tiles;
+pub use prepare::{lower, prepare_fp16, prepare_fp32};
 pub use scale_query::scale_query;
 pub use split_head::split_lm_head;
 pub use static_dims::set_dims;

@@ -169,11 +169,20 @@ fn standard(op_type: &str) -> Option<Op> {
 }
 
 fn contrib(op_type: &str) -> Option<Op> {
+    if op_type == "GatherBlockQuantized" {
+        return Some(Op {
+            group: Group::At(&[2]),
+            output: Output::Input(2),
+            rule: Rule::Lower,
+        });
+    }
     let group = match op_type {
+        "MultiHeadAttention" => Group::At(&[0, 1, 2, 3, 5]),
         "GroupQueryAttention" => Group::At(&[0, 1, 2, 3, 4, 7, 8]),
         "RotaryEmbedding" => Group::At(&[0, 2, 3]),
-        "MatMulNBits" => Group::At(&[0, 2]),
-        "SkipSimplifiedLayerNormalization"
+        "MatMulNBits" => Group::At(&[0, 2, 5]),
+        "SimplifiedLayerNormalization"
+        | "SkipSimplifiedLayerNormalization"
         | "SkipLayerNormalization"
         | "FusedMatMul"
         | "FastGelu"

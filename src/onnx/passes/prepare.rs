@@ -1,11 +1,15 @@
 //! The order of passes between a hub graph and TensorRT's parser.
 
 use super::{
-    Fp16Options, Fp16Report, clamp_mask_fill, lift_constants, scale_query, set_dims, sort_nodes,
-    to_fp16, to_fp32,
+    Fp16Options, Fp16Report, LowerOptions, LowerReport, clamp_mask_fill, declare_opset,
+    keep_all_tiles, lift_constants, lower_contrib, scale_query, set_dims, sort_nodes, to_fp16,
+    to_fp32,
 };
 use crate::error::Result;
-use crate::onnx::OnnxModel;
+use crate::onnx::{DataType, OnnxModel};
+
+/// Newest opset that the oldest parser we build for, that of TensorRT 10.3, knows.
+const PARSED_OPSET: i64 = 20;
 
 /// Makes a hub graph into one that a strongly typed TensorRT network builds as FP16.
 ///
@@ -19,7 +23,7 @@ pub fn prepare_fp16(
     dims: &[(&str, usize)],
     options: &Fp16Options,
 ) -> Result<Fp16Report> {
-    simplify(model, dims)?;
+    simplify(model, dims, DataType::F16)?;
     let report = to_fp16(model, options)?;
     tracing::debug!(graph = %model.path().display(), ?report, "made FP16");
     Ok(report)
@@ -30,16 +34,31 @@ pub fn prepare_fp16(
 /// # Errors
 /// As [`prepare_fp16`].
 pub fn prepare_fp32(model: &mut OnnxModel, dims: &[(&str, usize)]) -> Result<()> {
-    simplify(model, dims)?;
+    simplify(model, dims, DataType::F32)?;
     to_fp32(model)
 }
 
-/// The passes that both precisions need: none of them depends on types.
-fn simplify(model: &mut OnnxModel, dims: &[(&str, usize)]) -> Result<()> {
-    let cancel = model.cancel();
-    set_dims(model, dims)?;
+/// Makes a hub graph into one of operators of the ONNX standard only, in the types that the file
+/// computes in, without its filter of padded tiles.
+///
+/// # Errors
+/// As [`prepare_fp16`].
+pub fn lower(model: &mut OnnxModel, options: &LowerOptions) -> Result<LowerReport> {
     sort_nodes(model)?;
     lift_constants(model)?;
+    let n_filters = keep_all_tiles(model)?;
+    let report = lower_contrib(model, options)?;
+    declare_opset(model, PARSED_OPSET)?;
+    tracing::debug!(graph = %model.path().display(), n_filters, ?report, "lowered");
+    Ok(report)
+}
+
+/// The passes that both precisions need; weights that have to be dequantized become `weights`.
+fn simplify(model: &mut OnnxModel, dims: &[(&str, usize)], weights: DataType) -> Result<()> {
+    let cancel = model.cancel();
+    set_dims(model, dims)?;
+    let weights = Some(weights);
+    lower(model, &LowerOptions { weights })?;
     cancel.check()?;
     let n_fills = clamp_mask_fill(model)?;
     let n_scales = scale_query(model)?;
@@ -58,7 +77,7 @@ mod tests {
     use crate::onnx::DataType::{Bool, F16, F32, I64};
     use crate::onnx::proto::{NodeProto, TensorProto};
 
-    const OPS: [&str; 24] = [
+    const OPS: [&str; 37] = [
         "Add",
         "Mul",
         "Div",
@@ -83,6 +102,32 @@ mod tests {
         "Resize",
         "If",
         "GroupQueryAttention",
+        "NonZero",
+        "GatherND",
+        "SimplifiedLayerNormalization",
+        "com.microsoft.GroupQueryAttention",
+        "com.microsoft.RotaryEmbedding",
+        "com.microsoft.MultiHeadAttention",
+        "com.microsoft.SkipSimplifiedLayerNormalization",
+        "com.microsoft.SkipLayerNormalization",
+        "com.microsoft.MatMulNBits",
+        "com.microsoft.GatherBlockQuantized",
+        "com.microsoft.FusedMatMul",
+        "com.microsoft.BiasGelu",
+        "com.microsoft.QuickGelu",
+    ];
+    /// Attributes that contrib operators read.
+    const ATTRIBUTES: [&str; 10] = [
+        "num_heads",
+        "kv_num_heads",
+        "do_rotary",
+        "interleaved",
+        "rotary_embedding_dim",
+        "N",
+        "K",
+        "bits",
+        "block_size",
+        "transB",
     ];
     /// Values that are there from the start.
     const GIVEN: [&str; 7] = ["x", "h", "n", "b", "w", "big", ""];
@@ -96,10 +141,11 @@ mod tests {
             .map_or("x", String::as_str)
             .to_owned();
         let nodes = nodes.into_iter().map(|(op, inputs, outputs)| {
-            let of = |names: &[String]| names.to_vec();
+            let (domain, op) = op.rsplit_once('.').unwrap_or(("", op));
             let mut node = NodeProto {
-                input: of(&inputs),
-                output: of(&outputs),
+                input: inputs,
+                output: outputs,
+                domain: domain.to_owned(),
                 ..NodeProto::new(op, &[], &[])
             };
             if op == "Cast" {
@@ -131,17 +177,26 @@ mod tests {
             nodes in prop::collection::vec(
                 (
                     prop::sample::select(OPS.to_vec()),
-                    prop::collection::vec(0usize..14, 0..4),
-                    prop::collection::vec(6usize..14, 0..3),
+                    prop::collection::vec(0usize..14, 0..9),
+                    prop::collection::vec(6usize..14, 0..4),
                 ),
                 1..10,
+            ),
+            attributes in prop::collection::vec(
+                (0usize..10, prop::sample::select(ATTRIBUTES.to_vec()), prop_oneof![-1i64..9, any::<i64>()]),
+                0..12,
             ),
         ) {
             let name = |&i: &usize| GIVEN.get(i).map_or_else(|| format!("v{i}"), |n| (*n).to_owned());
             let nodes = nodes.iter().map(|(op, inputs, outputs)| {
                 (*op, inputs.iter().map(name).collect(), outputs.iter().map(name).collect())
             });
-            let hostile = graph(nodes.collect());
+            let mut hostile = graph(nodes.collect());
+            for (node, name, value) in attributes {
+                if let Some(node) = hostile.graph_mut().node.get_mut(node) {
+                    node.set_int(name, value);
+                }
+            }
             let _ = prepare_fp16(&mut hostile.clone(), &[], &Fp16Options::default());
             let _ = prepare_fp32(&mut hostile.clone(), &[]);
         }
