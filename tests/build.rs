@@ -434,16 +434,77 @@ mod tensorrt {
         );
     }
 
+    /// Contrib operators, packed weights and the filter of padded tiles: none of them would parse.
     #[test]
-    fn graph_that_kills_the_parser_is_an_error_and_leaves_nothing() {
+    fn plans_of_contrib_folders_are_built_in_every_form() {
+        let forms = [
+            ("fastvlm-tiny-contrib", "fp16"),
+            ("fastvlm-tiny-contrib-sep", "q4f16"),
+            ("smolvlm-tiny-contrib", "fp32"),
+        ];
+        for (index, (folder, variant)) in forms.into_iter().enumerate() {
+            let dir = tempfile::tempdir().expect("dir");
+            let out = dir.path().join("bundle");
+            let model = root().join("tests/data/tiny").join(folder);
+            let precision = ["fp16", "fp32"][index % 2];
+            let args = [
+                "--target",
+                "sm86",
+                "--variant",
+                variant,
+                "--precision",
+                precision,
+            ];
+            let output = build(&model, &out, &args);
+            assert!(
+                output.status.success(),
+                "{folder}: {}",
+                text(&output.stderr)
+            );
+            let bundle = Bundle::open(&out).expect("bundle");
+            assert_eq!(bundle.manifest().engines[0].components.len(), 3, "{folder}");
+        }
+    }
+
+    #[test]
+    fn operators_that_the_parser_does_not_take_are_listed_and_nothing_is_left() {
+        use trtvlm::onnx::{OnnxModel, proto::NodeProto};
         let dir = tempfile::tempdir().expect("dir");
-        let out = dir.path().join("bundle");
-        let model = root().join("tests/data/tiny/fastvlm-tiny-contrib-sep");
-        let output = build(&model, &out, &["--target", "sm86", "--variant", "fp32"]);
+        let model = dir.path().join("model");
+        let from = root().join("tests/data/tiny/fastvlm-tiny-plain");
+        std::fs::create_dir_all(model.join("onnx")).expect("dir");
+        for folder in ["", "onnx"] {
+            for entry in std::fs::read_dir(from.join(folder)).expect("dir") {
+                let path = entry.expect("entry").path();
+                if path.is_file() {
+                    let to = model.join(folder).join(path.file_name().expect("name"));
+                    std::fs::copy(&path, to).expect("copy");
+                }
+            }
+        }
+        let embed = model.join("onnx/embed_tokens.onnx");
+        let mut graph = OnnxModel::load(&embed).expect("graph");
+        let made = graph.graph().node[0].output[0].clone();
+        graph.graph_mut().node[0].output[0] = "looked_up".to_owned();
+        let swish = NodeProto::new("Swish", &["looked_up"], &[&made]);
+        graph.graph_mut().node.push(swish);
+        // The graph lies in the file that it replaces.
+        let changed = dir.path().join("changed.onnx");
+        graph.save(&changed).expect("save");
+        drop(graph);
+        std::fs::rename(&changed, &embed).expect("rename");
+        let data = dir.path().join("changed.onnx.data");
+        std::fs::rename(&data, model.join("onnx/changed.onnx.data")).expect("rename");
+        let out = dir.path().join("out").join("bundle");
+        std::fs::create_dir_all(dir.path().join("out")).expect("dir");
+        let output = build(&model, &out, &["--target", "sm86"]);
         assert_eq!(output.status.code(), Some(1));
         let stderr = text(&output.stderr);
-        assert!(stderr.contains("com.microsoft"), "{stderr}");
-        assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
+        assert!(
+            stderr.contains("Swish") && stderr.contains(&made),
+            "{stderr}"
+        );
+        assert!(names(&dir.path().join("out")).is_empty());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::accepted;
 use super::shapes::{self, Capacity};
 use crate::backend::contract;
 use crate::bundle::Precision;
@@ -102,6 +103,7 @@ pub fn prepare(
             } else {
                 passes::prepare_fp32(&mut graph, &dims)?;
             }
+            accepted::check(&graph)?;
         }
     }
     Ok(graph)

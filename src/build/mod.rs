@@ -9,6 +9,7 @@
 //! error like any other. Everything is written into a temporary folder, which becomes the bundle
 //! in one rename at the end.
 
+mod accepted;
 mod component;
 mod engines;
 mod order;

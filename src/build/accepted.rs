@@ -1,0 +1,174 @@
+//! What the oldest parser that we build for takes: that of TensorRT 10.3, in JetPack 6.
+//!
+//! Source: the support matrix of onnx-tensorrt, `docs/operators.md` on its branch `10.1-GA` (commit
+//! 96e7811), which covers opset 9 to 20; its change log names no operator that 10.2 or 10.3 took
+//! away. Left out of the list are operators with subgraphs or state, `NonZero` (rows would depend
+//! on values, and TensorRT-RTX refuses it), random ones, and what our own type rules do not know.
+
+use crate::error::{Error, Result};
+use crate::onnx::OnnxModel;
+use crate::onnx::passes::check_operators;
+
+/// Opsets that the parser takes.
+const OPSETS: std::ops::RangeInclusive<i64> = 9..=20;
+
+/// Operators with several outputs that it takes; of others it takes the first output only.
+const SEVERAL_OUTPUTS: [&str; 2] = ["Split", "TopK"];
+
+const OPERATORS: [&str; 127] = [
+    "Abs",
+    "Acos",
+    "Acosh",
+    "Add",
+    "And",
+    "ArgMax",
+    "ArgMin",
+    "Asin",
+    "Asinh",
+    "Atan",
+    "Atanh",
+    "AveragePool",
+    "BatchNormalization",
+    "Cast",
+    "Ceil",
+    "Celu",
+    "Clip",
+    "Concat",
+    "Constant",
+    "ConstantOfShape",
+    "Conv",
+    "ConvTranspose",
+    "Cos",
+    "Cosh",
+    "CumSum",
+    "DepthToSpace",
+    "DequantizeLinear",
+    "Div",
+    "Dropout",
+    "Einsum",
+    "Elu",
+    "Equal",
+    "Erf",
+    "Exp",
+    "Expand",
+    "Flatten",
+    "Floor",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Gemm",
+    "GlobalAveragePool",
+    "GlobalLpPool",
+    "GlobalMaxPool",
+    "Greater",
+    "GreaterOrEqual",
+    "GridSample",
+    "GroupNormalization",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "InstanceNormalization",
+    "IsInf",
+    "IsNaN",
+    "LRN",
+    "LayerNormalization",
+    "LeakyRelu",
+    "Less",
+    "LessOrEqual",
+    "Log",
+    "LogSoftmax",
+    "LpNormalization",
+    "LpPool",
+    "MatMul",
+    "Max",
+    "MaxPool",
+    "Mean",
+    "MeanVarianceNormalization",
+    "Min",
+    "Mish",
+    "Mod",
+    "Mul",
+    "Neg",
+    "Not",
+    "OneHot",
+    "Or",
+    "PRelu",
+    "Pad",
+    "Pow",
+    "QuantizeLinear",
+    "Range",
+    "Reciprocal",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+    "Relu",
+    "Reshape",
+    "Resize",
+    "ReverseSequence",
+    "Round",
+    "Scatter",
+    "ScatterElements",
+    "ScatterND",
+    "Selu",
+    "Shape",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Size",
+    "Slice",
+    "Softmax",
+    "Softplus",
+    "Softsign",
+    "SpaceToDepth",
+    "Split",
+    "Sqrt",
+    "Squeeze",
+    "Sub",
+    "Sum",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+    "Tile",
+    "TopK",
+    "Transpose",
+    "Trilu",
+    "Unsqueeze",
+    "Where",
+    "Xor",
+];
+
+/// Checks a prepared graph before a parser sees it.
+///
+/// # Errors
+/// [`Error::Unsupported`] naming all nodes that the parser does not take, [`Error::Malformed`] if
+/// the graph is of another opset.
+pub(super) fn check(graph: &OnnxModel) -> Result<()> {
+    let opset = graph.opset("").unwrap_or(0);
+    if !OPSETS.contains(&opset) {
+        let (first, last) = (OPSETS.start(), OPSETS.end());
+        return Err(Error::malformed(
+            graph.path(),
+            format!("opset {opset}, TensorRT 10.3 parses {first} to {last}"),
+        ));
+    }
+    check_operators(graph, &OPERATORS, &SEVERAL_OUTPUTS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operators_are_sorted_and_none_is_listed_twice() {
+        assert!(OPERATORS.is_sorted_by(|a, b| a < b), "{OPERATORS:?}");
+        assert!(SEVERAL_OUTPUTS.iter().all(|op| OPERATORS.contains(op)));
+    }
+}
