@@ -10,9 +10,7 @@ use serde::Serialize;
 use super::component::{COMPONENTS, ComponentKind, Runner, prepare};
 use super::order::{BuildOptions, Event};
 use super::shapes::Capacity;
-use crate::bundle::{
-    BundleWriter, Component, Engine, EngineSet, Flavour, Part, Target, TensorInfo,
-};
+use crate::bundle::{BundleWriter, Component, Engine, EngineSet, Part, Target, TensorInfo};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::onnx::{Dim, OnnxModel, ValueType};
@@ -115,6 +113,7 @@ pub(super) fn tensorrt(
     on_event: &mut dyn FnMut(&Event),
 ) -> Result<(EngineSet, Vec<EngineReport>)> {
     use super::shapes::profiles;
+    use crate::bundle::Flavour;
     use crate::trt;
 
     let target = Target::Sm(sm);
