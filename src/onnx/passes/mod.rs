@@ -1,8 +1,8 @@
 //! Rewrites of a graph, one a file.
 //!
 //! The order for a TensorRT engine is that of [`prepare_fp16`] and [`prepare_fp32`], in
-//! `prepare.rs` ([`lower()`] is its first part alone); a CPU bundle needs [`select_logit_rows`] and, for
-//! half the bytes, [`store_weights_fp16`].
+//! `prepare.rs` ([`lower()`] is its first part alone); a CPU bundle needs [`select_logit_rows`]
+//! and, for half the bytes, [`store_weights_fp16`].
 //!
 //! | pass                  | what it changes |
 //! |-----------------------|-----------------|
