@@ -10,8 +10,8 @@ use crate::backend::contract;
 use crate::bundle::Precision;
 use crate::error::Result;
 use crate::model::{Model, ModelConfig};
-use crate::onnx::OnnxModel;
-use crate::onnx::passes::{self, Fp16Options};
+use crate::onnx::passes::{self, Fp16Options, LowerOptions};
+use crate::onnx::{DataType, OnnxModel};
 
 /// The components in the order in which they are built.
 pub const COMPONENTS: [ComponentKind; 3] = [
@@ -98,6 +98,9 @@ pub fn prepare(
             let dims = shapes::fixed_dims(kind, &graph, &model.config, capacity)?;
             let dims: Vec<(&str, usize)> =
                 dims.iter().map(|(name, n)| (name.as_str(), *n)).collect();
+            if kind == ComponentKind::Decoder {
+                cut_for_fixed_cache(&mut graph, &model.config, precision)?;
+            }
             if precision == Precision::Fp16 {
                 passes::prepare_fp16(&mut graph, &dims, &Fp16Options::default())?;
             } else {
@@ -107,4 +110,24 @@ pub fn prepare(
         }
     }
     Ok(graph)
+}
+
+/// Makes a decoder whose cache is a block of fixed capacity that the runtime owns: it returns the
+/// new rows, and repeats no keys.
+fn cut_for_fixed_cache(
+    graph: &mut OnnxModel,
+    config: &ModelConfig,
+    precision: Precision,
+) -> Result<()> {
+    let family = config.family;
+    let weights = match precision {
+        Precision::Fp16 => DataType::F16,
+        _ => DataType::F32,
+    };
+    let weights = Some(weights);
+    passes::lower(graph, &LowerOptions { weights })?;
+    passes::return_new_rows(graph, family.past_prefix, family.present_prefix)?;
+    let n_grouped = passes::group_queries(graph, config.n_heads, config.n_kv_heads)?;
+    tracing::debug!(graph = %graph.path().display(), n_grouped, "cut for a fixed cache");
+    Ok(())
 }

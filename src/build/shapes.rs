@@ -168,10 +168,8 @@ impl Phase {
             // Nothing is cached before a prompt. Its last row is all that is asked for, but a
             // fixed 1 would make the builder keep the LM head a second time, in another layout.
             Self::Prefill => ([1, usual, max], [0, 0, 0], [1, usual, max], [1, 1, k]),
-            Self::Step => {
-                let past = [1, usual.min(max - k), max - 1];
-                ([1, 1, k], past, [2, past[1] + 1, max - 1 + k], [1, 1, k])
-            }
+            // The cache is bound whole, whatever part of it is used.
+            Self::Step => ([1, 1, k], [max; 3], [max + 1, max + 1, max + k], [1, 1, k]),
         }
     }
 }
