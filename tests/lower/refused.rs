@@ -184,3 +184,13 @@ fn lower_of_an_older_opset_than_it_writes_is_malformed() {
     let error = lower(&mut model, &LowerOptions::default()).expect_err("opset");
     assert!(matches!(error, Error::Malformed { .. }), "{error}");
 }
+
+#[test]
+fn lower_of_a_node_with_an_endless_name_does_not_repeat_all_of_it() {
+    let mut node = attention();
+    node.name = "n".repeat(1 << 20);
+    let mut model = case(vec![node]).model();
+    lower(&mut model, &LowerOptions::default()).expect("lowered");
+    let longest = model.graph().node.iter().map(|n| n.name.len()).max();
+    assert!(longest < Some(1000), "{longest:?}");
+}

@@ -54,7 +54,7 @@ type Lower = fn(&mut Emitter<'_>, &NodeProto) -> Result<(), String>;
 /// together. The graph is then half rewritten, and of no use.
 pub fn lower_contrib(model: &mut OnnxModel, options: &LowerOptions) -> Result<LowerReport> {
     let types = Types::infer(model)?;
-    if !model.graph().node.iter().any(|node| is_lowered(node)) {
+    if !model.graph().node.iter().any(is_lowered) {
         return Ok(LowerReport::default());
     }
     if let Some(opset) = model.opset("").filter(|&opset| opset < OLDEST_OPSET) {

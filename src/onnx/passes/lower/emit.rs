@@ -11,6 +11,10 @@ use crate::onnx::graph::Names;
 use crate::onnx::proto::{GraphProto, NodeProto, TensorProto};
 use crate::onnx::{DataType, OnnxModel};
 
+/// Characters of a node's name that the names of its parts repeat: each node has dozens of parts,
+/// and a name in a file can be as long as the file.
+const LONGEST_SCOPE: usize = 256;
+
 /// Collects the nodes and constants of the lowered graph.
 ///
 /// Values inside the form of a node are named `<node>/<what>`, so that passes and reports find
@@ -65,7 +69,7 @@ impl<'a> Emitter<'a> {
 
     /// Names the node that is lowered next.
     pub(super) fn begin(&mut self, node: &NodeProto) {
-        node.label().clone_into(&mut self.scope);
+        self.scope = node.label().chars().take(LONGEST_SCOPE).collect();
     }
 
     /// Appends a node as it is.

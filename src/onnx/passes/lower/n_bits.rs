@@ -111,7 +111,7 @@ impl Blocks {
             raw.ok_or_else(|| format!("`{}` has {found} bytes, not {bytes}", tensor.name))
         };
         let stride = sizes.stored * sizes.bits / 8;
-        if sizes.stored * sizes.bits % 8 != 0 {
+        if !(sizes.stored * sizes.bits).is_multiple_of(8) {
             return Err("rows do not end at whole bytes".to_owned());
         }
         let n_blocks = sizes.rows * sizes.blocks();
@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(all.len(), 34);
         let code = |row: usize, col: usize| {
             let byte = bytes[row * 16 + col / 2];
-            f32::from(if col % 2 == 0 { byte & 15 } else { byte >> 4 })
+            f32::from(byte >> (4 * (col % 2)) & 15)
         };
         for row in 0..2 {
             for col in 0..17 {

@@ -49,7 +49,9 @@ impl Tables {
             return Err(format!("`{cos}` and `{sin}` differ in width"));
         }
         let width = 2 * half;
-        let key = |table: &str| format!("rotary {table} {positions} {interleaved} {head_axis}");
+        let key = |what: &str, table: &str| {
+            format!("rotary {what} {table} {positions} {interleaved} {head_axis}")
+        };
         let rows = |e: &mut Emitter<'_>, table: &str, what: &str| {
             e.op_with("Gather", &[table, positions], what, |node| {
                 node.with_int("axis", 0)
@@ -71,13 +73,13 @@ impl Tables {
             };
             e.reshape(&pairs, &shape, what)
         };
-        let cos = e.once(key(cos), |e| {
+        let cos = e.once(key("cos", cos), |e| {
             e.in_scope("rotary", |e| {
                 let cos = rows(e, cos, "cos_rows");
                 spread(e, [&cos, &cos], "cos")
             })
         });
-        let sin = e.once(key(sin), |e| {
+        let sin = e.once(key("sin", sin), |e| {
             e.in_scope("rotary", |e| {
                 let sin = rows(e, sin, "sin_rows");
                 let negative = e.op("Neg", &[&sin], "minus_sin");
