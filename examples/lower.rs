@@ -9,22 +9,21 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
 use trtvlm::onnx::passes::{LowerOptions, lower};
 use trtvlm::onnx::{DataType, OnnxModel};
 
-fn main() -> anyhow::Result<()> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let from = PathBuf::from(
         args.next()
-            .context("usage: lower IN.onnx OUT.onnx [f32|f16]")?,
+            .ok_or("usage: lower IN.onnx OUT.onnx [f32|f16]")?,
     );
-    let to = PathBuf::from(args.next().context("no file to write")?);
+    let to = PathBuf::from(args.next().ok_or("no file to write")?);
     let weights = match args.next().as_deref() {
         None => None,
         Some("f32") => Some(DataType::F32),
         Some("f16") => Some(DataType::F16),
-        Some(other) => bail!("{other} is neither f32 nor f16"),
+        Some(other) => return Err(format!("{other} is neither f32 nor f16").into()),
     };
     let mut model = OnnxModel::load(&from)?;
     let report = lower(&mut model, &LowerOptions { weights })?;
