@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod build;
 pub mod bundle;
+pub mod calibrate;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod cpu;
@@ -18,6 +19,7 @@ pub mod host;
 #[cfg(feature = "cli")]
 pub mod hub;
 pub mod huge_pages;
+pub mod items;
 pub mod limits;
 pub mod model;
 pub mod onnx;

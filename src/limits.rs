@@ -101,3 +101,17 @@ pub const TEMPLATE_VALUE_BYTES: u64 = 256 << 10;
 
 /// Most bytes of values that a chat template may compute in all.
 pub const TEMPLATE_WORK_BYTES: u64 = 16 << 20;
+/// Longest line of a list of items, in bytes.
+pub const ITEM_LINE_BYTES: u64 = 1 << 20;
+
+/// Most items of a list, and most pictures of a folder.
+pub const ITEMS: usize = 100_000;
+
+/// Deepest nesting of a folder of pictures.
+pub const ITEM_DEPTH: usize = 16;
+
+/// Largest file of scales, in bytes (FastVLM-0.5B has about 4 MB).
+pub const SCALES_BYTES: u64 = 256 << 20;
+
+/// Largest file that a calibration is continued from, in bytes.
+pub const CALIBRATION_STATE_BYTES: u64 = 1 << 30;

@@ -21,13 +21,15 @@ const FLOORS: &[(&str, u8)] = &[
     ("preprocess", 3),
     ("bundle", 3),
     ("hub", 3),
+    ("items", 3),
     ("cpu", 4),
     ("quantize", 4),
     ("backend", 5),
     ("build", 6),
     ("decode", 6),
     ("pipeline", 7),
-    ("cli", 8),
+    ("calibrate", 8),
+    ("cli", 9),
 ];
 
 /// Uses of a neighbour on the same floor that are wanted.

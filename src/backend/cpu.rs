@@ -56,25 +56,10 @@ impl CpuBackend {
     /// tensors are not those of the family, [`Error::Cpu`] if the engine refuses it.
     pub fn load(model: &Model) -> Result<Self> {
         let config = &model.config;
-        let family = config.family;
 
         let vision = OnnxModel::load(&model.files.vision)?;
         contract::check_vision(&vision, config)?;
-        let session = Session::load(&vision)?;
-        let vision = Vision {
-            pixels: session.input(family.pixel_values)?,
-            mask: family
-                .pixel_attention_mask
-                .map(|name| session.input(name))
-                .transpose()?,
-            features: session.output(family.image_features)?,
-            tiled: family.tiled,
-            session,
-        };
-
-        let embed = OnnxModel::load(&model.files.embed)?;
-        contract::check_embed(&embed, config)?;
-        let embedding = Embedding::load(&embed, config.vocab, config.d_model)?;
+        let vision = Session::load(&vision)?;
 
         let mut decoder = OnnxModel::load(&model.files.decoder)?;
         contract::check_decoder(&decoder, config)?;
@@ -82,12 +67,38 @@ impl CpuBackend {
         if !is_cut {
             select_logit_rows(&mut decoder)?;
         }
-        let session = Session::load(&decoder)?;
+        let decoder = Session::load(&decoder)?;
+        Self::new(model, vision, decoder)
+    }
+
+    /// Takes a vision tower and a decoder that were loaded already; the decoder has the input
+    /// [`LOGIT_ROWS`]. The embeddings are those of the model.
+    ///
+    /// # Errors
+    /// As [`CpuBackend::load`].
+    pub fn new(model: &Model, vision: Session, decoder: Session) -> Result<Self> {
+        let config = &model.config;
+        let family = config.family;
+        let optional = |name: &&str| vision.has_input(name);
+        let vision = Vision {
+            pixels: vision.input(family.pixel_values)?,
+            mask: family
+                .pixel_attention_mask
+                .filter(optional)
+                .map(|name| vision.input(name))
+                .transpose()?,
+            features: vision.output(family.image_features)?,
+            tiled: family.tiled,
+            session: vision,
+        };
+        let embed = OnnxModel::load(&model.files.embed)?;
+        contract::check_embed(&embed, config)?;
+        let embedding = Embedding::load(&embed, config.vocab, config.d_model)?;
         let kv_shape = [1, config.n_kv_heads, 0, config.head_dim];
         Ok(Self {
             vision,
             embedding,
-            decoder: Decoder::new(session, family, config.n_layers, kv_shape)?,
+            decoder: Decoder::new(decoder, family, config.n_layers, kv_shape)?,
             d_model: config.d_model,
             features: Vec::new(),
         })
@@ -146,39 +157,23 @@ impl CpuBackend {
 
 impl Backend for CpuBackend {
     fn encode(&mut self, image: &PixelValues) -> Result<usize> {
-        let vision = &self.vision;
-        let leading = usize::from(vision.tiled);
-        let mut shape = vec![1; leading];
-        shape.extend_from_slice(image.pixels.shape());
-        let pixels = TensorView::from_data(shape.as_slice(), image.pixels.data());
-        let mut inputs = vec![(vision.pixels, pixels.into())];
-        if let Some(id) = vision.mask {
-            let &[n, _, height, width] = image.pixels.shape() else {
-                return Err(Error::Shape {
-                    name: "pixel_values".to_owned(),
-                    expected: "[n, 3, s, s]".to_owned(),
-                    actual: format!("{:?}", image.pixels.shape()),
-                });
-            };
-            let mut shape = vec![1; leading];
-            shape.extend([n, height, width]);
-            // A processor with `do_pad: false` makes none; the model then takes every pixel.
-            let mask: Vec<i32> = match &image.mask {
-                Some(mask) => mask.data().iter().map(|&m| i32::from(m)).collect(),
-                None => vec![1; n * height * width],
-            };
-            inputs.push((id, Tensor::from_data(shape.as_slice(), mask).into()));
+        self.features.clear();
+        let n = image.pixels.shape().first().copied().unwrap_or(0).max(1);
+        // Tiles do not see each other: one at a time where what is inside is to be looked at,
+        // and may not be large.
+        let at_a_time = if self.vision.session.is_observed() {
+            1
+        } else {
+            n
+        };
+        for start in (0..n).step_by(at_a_time) {
+            let features = self.vision.run(image, start, at_a_time, self.d_model)?;
+            if self.features.is_empty() {
+                self.features = features;
+            } else {
+                self.features.extend_from_slice(&features);
+            }
         }
-        let values = vision.session.run(inputs, &[vision.features])?;
-        let (shape, features) = into_f32("image_features", values.into_iter().next())?;
-        if shape.last() != Some(&self.d_model) {
-            return Err(Error::Shape {
-                name: "image_features".to_owned(),
-                expected: format!("[.., {}] f32", self.d_model),
-                actual: format!("{shape:?}"),
-            });
-        }
-        self.features = features;
         Ok(self.features.len() / self.d_model)
     }
 
@@ -201,6 +196,43 @@ impl Backend for CpuBackend {
 
     fn rollback(&mut self, n_rows: usize) -> Result<()> {
         self.decoder.rollback(n_rows)
+    }
+}
+
+impl Vision {
+    /// Visual rows of `n` of the image's tiles.
+    fn run(&self, image: &PixelValues, start: usize, n: usize, d_model: usize) -> Result<Vec<f32>> {
+        let leading = usize::from(self.tiled);
+        let of_tiles = |shape: &[usize]| {
+            let mut own = vec![1; leading];
+            own.push(n);
+            own.extend_from_slice(&shape[1..]);
+            let size = shape[1..].iter().product::<usize>();
+            (own, start * size..(start + n) * size)
+        };
+        let (shape, range) = of_tiles(image.pixels.shape());
+        let pixels = TensorView::from_data(shape.as_slice(), &image.pixels.data()[range]);
+        let mut inputs = vec![(self.pixels, pixels.into())];
+        if let Some(id) = self.mask {
+            let pixels = image.pixels.shape();
+            let (shape, range) = of_tiles(&[pixels[0], pixels[2], pixels[3]]);
+            // A processor with `do_pad: false` makes none; the model then takes every pixel.
+            let mask: Vec<i32> = match &image.mask {
+                Some(mask) => mask.data()[range].iter().map(|&m| i32::from(m)).collect(),
+                None => vec![1; range.len()],
+            };
+            inputs.push((id, Tensor::from_data(shape.as_slice(), mask).into()));
+        }
+        let values = self.session.run(inputs, &[self.features])?;
+        let (shape, features) = into_f32("image_features", values.into_iter().next())?;
+        if shape.last() != Some(&d_model) {
+            return Err(Error::Shape {
+                name: "image_features".to_owned(),
+                expected: format!("[.., {d_model}] f32"),
+                actual: format!("{shape:?}"),
+            });
+        }
+        Ok(features)
     }
 }
 

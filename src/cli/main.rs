@@ -28,6 +28,7 @@ enum Command {
     #[cfg(feature = "tensorrt")]
     #[command(name = WORKER_COMMAND, hide = true)]
     BuildPlan(super::build_plan::Args),
+    Calibrate(super::calibrate::Args),
     Run(super::run::Args),
     Inspect(super::inspect::Args),
     Doctor(super::doctor::Args),
@@ -50,6 +51,7 @@ pub fn main() -> ExitCode {
         Command::Build(args) => args.run(),
         #[cfg(feature = "tensorrt")]
         Command::BuildPlan(args) => args.run(),
+        Command::Calibrate(args) => args.run(),
         Command::Run(args) => args.run(),
         Command::Inspect(args) => args.run(),
         Command::Doctor(args) => args.run(),

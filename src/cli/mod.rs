@@ -7,6 +7,7 @@ mod build;
 #[cfg(feature = "tensorrt")]
 mod build_plan;
 mod build_progress;
+mod calibrate;
 mod completions;
 mod doctor;
 mod inspect;

@@ -40,14 +40,17 @@ impl Loaded {
 /// mapped files, or from a copy of a tensor that is not aligned there (weights inside an ONNX
 /// file rarely are). Nothing is written to disk.
 ///
+/// With `optimize` the engine fuses and folds nodes; without, every value of the graph is computed
+/// as the graph says.
+///
 /// # Errors
 /// [`Error::TooLarge`](crate::Error::TooLarge) or [`Error::Unsupported`](crate::Error::Unsupported)
 /// for graphs that the engine may not be asked to load, [`Error::Cpu`](crate::Error::Cpu) for
 /// those that it refuses.
-pub(super) fn load(model: &OnnxModel) -> Result<Loaded> {
+pub(super) fn load(model: &OnnxModel, optimize: bool) -> Result<Loaded> {
     super::sizes::check(model)?;
     let mut options = ModelOptions::with_all_ops();
-    options.prepack_weights(false);
+    options.prepack_weights(false).enable_optimization(optimize);
     let mut used = BTreeSet::new();
     let mut copies = 0usize;
     let graph = model.encode(|tensor| {

@@ -1,15 +1,18 @@
 //! The CPU engine: ONNX graphs run by [`rten`].
 //!
 //! Position in the flow: `onnx` -> **`cpu`** -> `backend::cpu`. A [`Session`] is one graph with
-//! named inputs and outputs; an [`Embedding`] is a token table that is read where it lies.
+//! named inputs and outputs; an [`Observer`] sees values inside it while it runs. An [`Embedding`]
+//! is a token table that is read where it lies.
 
 mod embedding;
 mod load;
+mod observe;
 mod session;
 mod shape_rules;
 mod sizes;
 
 pub use embedding::Embedding;
+pub use observe::{MAX_ALIVE, Observed, Observer};
 pub use session::Session;
 
 /// Version of the engine, as in `Cargo.toml`.

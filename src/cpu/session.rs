@@ -5,9 +5,10 @@ use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use rten::{NodeId, Value, ValueOrView};
+use rten::{Model, NodeId, RunOptions, Value, ValueOrView};
 
 use super::load::{Loaded, load};
+use super::observe::{Observer, Watch, prepare};
 use crate::error::{Error, Result};
 use crate::huge_pages::Hold;
 use crate::onnx::OnnxModel;
@@ -18,6 +19,7 @@ pub struct Session {
     loaded: Loaded,
     inputs: HashMap<String, NodeId>,
     outputs: HashMap<String, NodeId>,
+    watch: Option<Watch>,
 }
 
 impl Session {
@@ -26,7 +28,35 @@ impl Session {
     /// # Errors
     /// [`Error::Cpu`] if the engine refuses the graph.
     pub fn load(model: &OnnxModel) -> Result<Self> {
-        let loaded = load(model)?;
+        Self::new(model, true)
+    }
+
+    /// Loads a graph so that `observer` sees the values named in `taps` in every run; nodes stand
+    /// in topological order.
+    ///
+    /// # Errors
+    /// As [`Session::load`].
+    pub fn load_observed(
+        mut model: OnnxModel,
+        taps: &[String],
+        observer: Box<dyn Observer>,
+    ) -> Result<Self> {
+        let prepared = prepare(model.graph_mut(), taps);
+        // An optimizer may fold and fuse what is to be seen.
+        let mut session = Self::new(&model, false)?;
+        let mut ids = session.inputs.clone();
+        ids.extend(session.outputs.iter().map(|(name, id)| (name.clone(), *id)));
+        session.watch = Some(Watch::new(prepared, &ids, observer));
+        Ok(session)
+    }
+
+    /// True if somebody looks at the values inside.
+    pub fn is_observed(&self) -> bool {
+        self.watch.is_some()
+    }
+
+    fn new(model: &OnnxModel, optimize: bool) -> Result<Self> {
+        let loaded = load(model, optimize)?;
         let engine = loaded.model();
         let by_name = |ids: &[NodeId]| -> HashMap<String, NodeId> {
             ids.iter()
@@ -38,6 +68,7 @@ impl Session {
             inputs: by_name(engine.input_ids()),
             outputs: by_name(engine.output_ids()),
             loaded,
+            watch: None,
         })
     }
 
@@ -85,15 +116,22 @@ impl Session {
     /// Runs the graph. Owned inputs (KV caches with spare capacity) are updated in place.
     ///
     /// # Errors
-    /// [`Error::Cpu`] naming the graph and, from the engine, the node.
+    /// [`Error::Cpu`] naming the graph and, from the engine, the node; those of the observer.
     pub fn run(
         &self,
         inputs: Vec<(NodeId, ValueOrView<'_>)>,
         outputs: &[NodeId],
     ) -> Result<Vec<Value>> {
-        guard(&self.name, || {
-            self.loaded.model().run(inputs, outputs, None)
-        })
+        let run = |model: &Model,
+                   inputs: Vec<(NodeId, ValueOrView<'_>)>,
+                   outputs: &[NodeId],
+                   options: Option<RunOptions>| {
+            guard(&self.name, || model.run(inputs, outputs, options))
+        };
+        match &self.watch {
+            Some(watch) => watch.run(self.loaded.model(), inputs, outputs, run),
+            None => run(self.loaded.model(), inputs, outputs, None),
+        }
     }
 }
 

@@ -349,7 +349,7 @@ impl NodeProto {
     }
 
     /// Calls `f` on every value that the node or one of its subgraphs reads.
-    fn each_read<'a>(&'a self, f: &mut impl FnMut(&'a str)) {
+    pub fn each_read<'a>(&'a self, f: &mut impl FnMut(&'a str)) {
         for name in self.input.iter().filter(|name| !name.is_empty()) {
             f(name);
         }

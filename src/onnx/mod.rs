@@ -8,6 +8,7 @@
 
 mod dtype;
 mod file;
+mod flow;
 mod graph;
 mod map;
 pub mod passes;

@@ -64,13 +64,27 @@ impl Pipeline {
             }
             Source::Bundle(bundle) => cpu_model(&bundle)?,
         };
+        let backend = Box::new(CpuBackend::load(&model)?);
+        Self::with_backend(model, precision, "cpu", backend)
+    }
+
+    /// Reads what a model folder has beside its graphs, which `backend` runs.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Malformed`] naming the file.
+    pub fn with_backend(
+        model: Model,
+        precision: String,
+        backend_name: &'static str,
+        backend: Box<dyn Backend>,
+    ) -> Result<Self> {
         let dir = &model.dir;
         Ok(Self {
             processor: Processor::load(dir)?,
             text: Text::load(dir, &model.config)?,
-            backend: Box::new(CpuBackend::load(&model)?),
+            backend,
             warned_of_crop: false,
-            backend_name: "cpu",
+            backend_name,
             precision,
             config: model.config,
         })

@@ -1,0 +1,217 @@
+//! What was seen of each observed value, by what the graph ran for.
+
+use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cpu::{Observed, Observer};
+use crate::error::{Error, Result};
+use crate::quantize::Histogram;
+
+/// Says whether to stop.
+pub type Cancel = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// What a graph runs for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// One picture, or one tile of it.
+    Image,
+    /// A prompt.
+    Prefill,
+    /// One token of an answer.
+    Decode,
+}
+
+impl Phase {
+    /// Name in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
+}
+
+/// What was seen of one value.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seen {
+    /// All its elements.
+    pub histogram: Histogram,
+    /// Bits of the largest absolute value of each channel, where they are wanted.
+    channels: Vec<u32>,
+}
+
+impl Seen {
+    /// Largest absolute value of each channel; empty if they were not wanted.
+    pub fn channel_amax(&self) -> impl Iterator<Item = f32> {
+        self.channels.iter().map(|&bits| f32::from_bits(bits))
+    }
+
+    fn add(&mut self, value: &Observed<'_>, channels: bool) {
+        self.histogram.add(&value.data);
+        if !channels || value.n_channels == 0 {
+            return;
+        }
+        self.channels
+            .resize(self.channels.len().max(value.n_channels), 0);
+        for row in value.data.chunks_exact(value.n_channels) {
+            for (most, x) in self.channels.iter_mut().zip(row) {
+                // The bits of floats that are not negative are in the order of the floats.
+                *most = (*most).max(x.abs().to_bits());
+            }
+        }
+    }
+
+    /// True if everything that `next` adds is possible.
+    fn is_sound(&self) -> bool {
+        self.channel_amax().all(f32::is_finite)
+    }
+}
+
+/// What was seen of one graph.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// How often it ran.
+    pub passes: BTreeMap<Phase, u64>,
+    /// Each observed value, in the order of their names' list.
+    pub seen: BTreeMap<Phase, Vec<Seen>>,
+}
+
+impl Record {
+    /// True if it is of a graph with `n` observed values.
+    pub fn is_of(&self, n: usize) -> bool {
+        let mut all = self.seen.values();
+        all.all(|seen| seen.len() == n && seen.iter().all(Seen::is_sound))
+    }
+}
+
+/// A value that is not a number, or infinite.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotFinite {
+    /// The graph.
+    pub component: &'static str,
+    /// The value.
+    pub name: String,
+}
+
+/// What the sessions and their owner share.
+#[derive(Debug)]
+pub struct Shared {
+    phase: Mutex<Phase>,
+    fault: Mutex<Option<NotFinite>>,
+}
+
+impl Shared {
+    /// Before the first pass.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            phase: Mutex::new(Phase::Image),
+            fault: Mutex::new(None),
+        })
+    }
+
+    /// Says what the next passes are for.
+    pub fn set_phase(&self, phase: Phase) {
+        *lock(&self.phase) = phase;
+    }
+
+    /// The value that ended a pass, if one did.
+    pub fn fault(&self) -> Option<NotFinite> {
+        lock(&self.fault).clone()
+    }
+}
+
+/// Records what a graph computes.
+pub struct Recorder {
+    /// The graph.
+    pub component: &'static str,
+    /// Names of the observed values.
+    pub names: Vec<String>,
+    /// For each: whether its channels are wanted.
+    pub channels: Vec<bool>,
+    /// Where it is recorded.
+    pub record: Arc<Mutex<Record>>,
+    /// What all recorders share.
+    pub shared: Arc<Shared>,
+    /// Asked before each look.
+    pub cancel: Cancel,
+}
+
+impl Observer for Recorder {
+    fn is_sequential(&self) -> bool {
+        *lock(&self.shared.phase) == Phase::Decode
+    }
+
+    fn observe(&mut self, values: &[Observed<'_>]) -> Result<()> {
+        if (self.cancel)() {
+            return Err(Error::Cancelled);
+        }
+        let phase = *lock(&self.shared.phase);
+        let mut record = lock(&self.record);
+        let seen = record.seen.entry(phase).or_default();
+        seen.resize_with(self.names.len(), Seen::default);
+
+        // Each value is looked at by one thread: what is recorded does not depend on how many
+        // there are.
+        let mut jobs: Vec<_> = Vec::with_capacity(values.len());
+        for value in values {
+            jobs.push(Mutex::new((std::mem::take(&mut seen[value.tap]), value)));
+        }
+        parallel(jobs.len(), &|i| {
+            let (seen, value) = &mut *lock(&jobs[i]);
+            seen.add(value, self.channels[value.tap]);
+        });
+        for job in jobs {
+            let (done, value) = job.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let bad = done.histogram.n_nan() + done.histogram.n_infinite() > 0;
+            seen[value.tap] = done;
+            if bad {
+                let name = self.names[value.tap].clone();
+                let fault = NotFinite {
+                    component: self.component,
+                    name: name.clone(),
+                };
+                lock(&self.shared.fault).get_or_insert(fault);
+                return Err(Error::Cpu {
+                    graph: self.component.to_owned(),
+                    message: format!("`{name}` is not finite"),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Calls `work` with every number below `n`, from several threads.
+pub fn parallel(n: usize, work: &(dyn Fn(usize) + Sync)) {
+    let next = AtomicUsize::new(0);
+    let run = || {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= n {
+                return;
+            }
+            work(i);
+        }
+    };
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    thread::scope(|scope| {
+        for _ in 1..cores.min(n) {
+            scope.spawn(run);
+        }
+        run();
+    });
+}
+
+/// A lock that a panicking thread cannot poison for others: the data are plain values.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
