@@ -58,13 +58,19 @@ pub(super) fn load(model: &OnnxModel, optimize: bool) -> Result<Loaded> {
         if raw.len() < INLINE_BYTES {
             return None;
         }
-        if let Some(location) = model.locate(raw).filter(|_| can_stay(tensor, raw)) {
+        let location = model.locate(raw);
+        if let Some(location) = location.filter(|_| can_stay(tensor, raw)) {
             used.insert(location.source);
             return Some((file_name(location.source), location.offset));
         }
         copies += 1;
         let name = format!("copy{copies}.data");
         options.external_data(&name, raw.to_vec());
+        if let Some(location) = location {
+            // Else a copied weight is in memory twice, as far as anybody counts.
+            let start = location.offset as usize;
+            model.sources()[location.source].release(start..start + raw.len());
+        }
         Some((name, 0))
     });
     let mut weights = Vec::with_capacity(used.len());

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use prost::Message;
 
-use super::map::map;
+use super::map::Mapping;
 use super::proto::{
     GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
 };
@@ -58,18 +59,27 @@ impl Cancel {
     }
 }
 
-/// A mapped file that holds weights.
+/// A file that holds weights.
 #[derive(Debug, Clone)]
 pub struct Source {
     /// The file.
     pub path: PathBuf,
     bytes: Bytes,
+    /// What `bytes` lie in, unless they were given.
+    mapping: Option<Mapping>,
 }
 
 impl Source {
     /// Its contents.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
+    }
+
+    /// Gives back the memory of bytes that were copied from a mapped file.
+    pub fn release(&self, range: Range<usize>) {
+        if let Some(mapping) = &self.mapping {
+            mapping.release(range);
+        }
     }
 }
 
@@ -91,8 +101,10 @@ impl OnnxModel {
     /// outside the model's folder or shorter than the graph says. [`Error::Unsupported`] if the
     /// file defines functions.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = map(path)?;
-        Self::parse(path, bytes)
+        let mapping = Mapping::open(path)?;
+        let mut model = Self::parse(path, mapping.bytes().clone())?;
+        model.sources[0].mapping = Some(mapping);
+        Ok(model)
     }
 
     /// Parses an ONNX model; `path` names it in errors and locates external data.
@@ -122,6 +134,7 @@ impl OnnxModel {
             sources: vec![Source {
                 path: path.to_path_buf(),
                 bytes,
+                mapping: None,
             }],
             cancel: None,
         };
@@ -367,8 +380,12 @@ fn external_bytes(tensor: &TensorProto, model: &Path, sources: &mut Vec<Source>)
     let source = match sources.iter().position(|s| s.path == file) {
         Some(index) => index,
         None => {
-            let bytes = map(&file)?;
-            sources.push(Source { path: file, bytes });
+            let mapping = Mapping::open(&file)?;
+            sources.push(Source {
+                path: file,
+                bytes: mapping.bytes().clone(),
+                mapping: Some(mapping),
+            });
             sources.len() - 1
         }
     };

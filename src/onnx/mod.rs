@@ -19,4 +19,4 @@ mod wire;
 pub use dtype::DataType;
 pub use file::{Cancel, Location, OnnxModel, Source};
 pub use graph::{Dim, ValueType};
-pub use map::map;
+pub use map::Mapping;
