@@ -87,7 +87,7 @@ advisories: ## known vulnerabilities in dependencies (network, cargo-deny)
 headers-check: sdk fetch ## compile the shim, warnings as errors, with each folder of headers in TENSORRT_INCLUDE_DIR
 	$(OFFLINE) tools/headers.sh
 
-coverage: sdk fetch ## line coverage without GPU-only code (cargo-llvm-cov or cargo-tarpaulin)
+coverage: sdk fetch ## line coverage of all tests (cargo install --locked llvm_profparser)
 	tools/coverage.sh
 
 full-size: build ## FastVLM-0.5B and SmolVLM-256M with random weights: build times and peak memory (Python, 8 GB)
