@@ -59,7 +59,7 @@ fn long_onnx_files_with_damage_are_read_or_refused() {
     })
     .collect();
     let path = Path::new("m.onnx");
-    cases("onnx", 60_000, |dice| {
+    cases("onnx", 200_000, |dice| {
         let whole = dice.pick(&good);
         let damaged = bytes(dice, whole);
         let model = match OnnxModel::parse(path, damaged.into()) {
@@ -156,7 +156,7 @@ fn long_images_with_damage_are_decoded_or_refused() {
     good.push(encode(&small.to_luma8().into(), ImageFormat::Png));
     let folders = ["onnx/uav-tiny", "tests/data/tiny/smolvlm-tiny-plain"];
     let processors = folders.map(|dir| Processor::load(&repository(dir)).expect("processor"));
-    cases("image", 60_000, |dice| {
+    cases("image", 150_000, |dice| {
         let whole = dice.pick(&good);
         let damaged = bytes(dice, whole);
         let frame = match Frame::decode("x.img", &damaged) {
@@ -228,7 +228,7 @@ fn long_configurations_with_damage_are_used_or_refused() {
         "preprocessor_config.json",
         "tokenizer_config.json",
     ];
-    cases("configuration", 12_000, |dice| {
+    cases("configuration", 30_000, |dice| {
         let at = dice.below(FOLDERS.len());
         let (model, dir) = (FOLDERS[at], &folders[at]);
         let file = files[dice.below(files.len())];
@@ -257,7 +257,7 @@ fn long_tokenizers_with_damage_are_used_or_refused() {
             (good, configuration_of(model, temp.path()))
         })
         .collect();
-    cases("tokenizer", 8_000, |dice| {
+    cases("tokenizer", 40_000, |dice| {
         let (good, dir) = &folders[dice.below(folders.len())];
         let path = dir.join("tokenizer.json");
         fs::write(&path, json(dice, good)).expect("write");
@@ -279,7 +279,7 @@ fn long_chat_templates_with_damage_are_used_or_refused() {
         .as_str()
         .expect("template")
         .to_owned();
-    cases("template", 20_000, |dice| {
+    cases("template", 30_000, |dice| {
         let mut damaged = match dice.below(2) {
             0 => good.clone().into_bytes(),
             _ => bytes(dice, good.as_bytes()),
@@ -315,7 +315,7 @@ fn long_model_folders_with_damaged_graphs_answer_or_are_refused() {
         ..Default::default()
     };
     assert!(Model::load(&dir, None).is_ok());
-    cases("graphs", 1_500, |dice| {
+    cases("graphs", 6_000, |dice| {
         let at = dice.below(files.len());
         let path = dir.join(format!("onnx/{}.onnx", files[at]));
         fs::write(&path, bytes(dice, &good[at])).expect("write");
