@@ -15,6 +15,18 @@ const VIEWS: [&str; 7] = [
     "Expand",
 ];
 
+/// Operators whose results say how large a value is, or how it compares, and not what it is.
+const ASIDES: [&str; 8] = [
+    "Shape",
+    "Size",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "NonZero",
+];
+
 impl GraphProto {
     /// Values that no input of the graph has a part in: initializers, and what nodes make of
     /// them alone. Nodes must stand in topological order.
@@ -34,11 +46,14 @@ impl GraphProto {
         constant
     }
 
-    /// Values in which one of `roots` has a part, the roots included. Nodes must stand in
-    /// topological order.
+    /// Values in which the elements of one of `roots` have a part, the roots included; a mask that
+    /// is made of their sizes or by comparing them is none. Nodes must stand in topological order.
     pub fn derived_from<'a>(&'a self, roots: &[&'a str]) -> HashSet<&'a str> {
         let mut derived: HashSet<&str> = roots.iter().copied().collect();
         for node in &self.node {
+            if ASIDES.contains(&node.op_type.as_str()) {
+                continue;
+            }
             let mut reads = false;
             node.each_read(&mut |name| reads |= derived.contains(name));
             if reads {
@@ -84,6 +99,10 @@ mod tests {
                 NodeProto::new("Reshape", &["y", "w"], &["y2"]),
                 NodeProto::new("Transpose", &["y2"], &["y3"]),
                 NodeProto::new("Add", &["y3", "m"], &["z"]),
+                NodeProto::new("Shape", &["z"], &["extent"]),
+                NodeProto::new("ConstantOfShape", &["extent"], &["blank"]),
+                NodeProto::new("Greater", &["z", "w"], &["is_more"]),
+                NodeProto::new("Where", &["is_more", "w", "blank"], &["fill"]),
                 NodeProto::new("RandomNormal", &[], &["noise"]),
             ],
             initializer: vec![TensorProto::from_i64("w", &[1], &[0])],
