@@ -12,6 +12,7 @@ mod completions;
 mod doctor;
 mod inspect;
 mod interrupt;
+mod knobs;
 mod main;
 mod progress;
 mod run;

@@ -6,17 +6,16 @@ use std::io::{IsTerminal, Read, Write, stdin, stdout};
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::ValueEnum;
 
 use super::interrupt;
+use super::knobs::Knobs;
 use super::main::say;
-use super::source::resolve;
 use super::table::printable_lines;
-use crate::decode::{Sampling, Stop};
+use crate::decode::Stop;
 use crate::error::Error;
 use crate::limits;
 use crate::pipeline::{Answer, Ask, Pipeline, StopAt};
-use crate::preprocess::{Fit, Frame, Tiles};
+use crate::preprocess::Frame;
 use crate::text::Text;
 
 /// Answer a question about one or more images
@@ -30,85 +29,11 @@ pub struct Args {
     /// The question; `-` reads it from standard input
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: OsString,
-    /// Most tokens of an answer [default: what the model says, else 64]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    max_tokens: Option<usize>,
-    /// Files of a model folder to use: fp32, fp16, q4, q4f16, int8, … [default: fp32, else fp16]
-    #[arg(long, value_name = "NAME")]
-    variant: Option<String>,
-    /// Where the model runs
-    #[arg(long, value_enum, default_value = "auto")]
-    backend: BackendArg,
-    /// How a frame becomes a square: as the model's configuration says, padded, or stretched
-    #[arg(long, value_enum, default_value = "processor")]
-    fit: FitArg,
-    /// Pictures that a frame may be split into (SmolVLM): auto, or a number; 1 = no split
-    #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = parse_tiles)]
-    tiles: Tiles,
-    /// Where an answer ends
-    #[arg(long, value_enum, default_value = "eos")]
-    stop_at: StopAtArg,
-    /// Draw tokens with this temperature instead of taking the most likely; 0 = greedy
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
-    temperature: Option<f32>,
-    /// Draw from the K most likely tokens only
-    #[arg(long, value_name = "K", allow_negative_numbers = true)]
-    top_k: Option<usize>,
-    /// Draw from the most likely tokens that together have probability P
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    top_p: Option<f32>,
-    /// Make tokens that occurred already less likely; 1 = off
-    #[arg(
-        long,
-        value_name = "R",
-        default_value_t = 1.0,
-        allow_negative_numbers = true
-    )]
-    repetition_penalty: f32,
-    /// Seed for drawing
-    #[arg(
-        long,
-        value_name = "S",
-        default_value_t = 0,
-        allow_negative_numbers = true
-    )]
-    seed: u64,
+    #[command(flatten)]
+    knobs: Knobs,
     /// Print one JSON object a line for each image
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum BackendArg {
-    /// The one that the model was built for; the CPU for model folders
-    Auto,
-    /// The CPU engine
-    Cpu,
-    /// TensorRT on an NVIDIA GPU
-    Tensorrt,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum FitArg {
-    Processor,
-    Pad,
-    Stretch,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum StopAtArg {
-    Eos,
-    Sentence,
-}
-
-fn parse_tiles(text: &str) -> Result<Tiles, String> {
-    match text {
-        "auto" => Ok(Tiles::Auto),
-        n => match n.parse() {
-            Ok(n) if (1..=limits::TILES).contains(&n) => Ok(Tiles::Count(n)),
-            _ => Err(format!("expected `auto` or 1 to {}", limits::TILES)),
-        },
-    }
 }
 
 impl Args {
@@ -121,25 +46,11 @@ impl Args {
         // What the arguments alone can tell is told before a model is fetched or loaded.
         let question = self.question()?;
         Text::check_question(&question)?;
-        self.ask().sampling.validate()?;
-        if self.backend == BackendArg::Tensorrt {
-            return Err(Error::Unavailable {
-                what: "the TensorRT backend".to_owned(),
-                reason: "this version answers on the CPU engine; use --backend cpu".to_owned(),
-            }
-            .into());
-        }
-        let path = resolve(&self.model, self.variant.as_deref(), cancel)?;
-        let mut pipeline = Pipeline::open(&path, self.variant.as_deref())?;
-        say(format_args!(
-            "{}: {} on the {} engine",
-            path.display(),
-            pipeline.precision(),
-            pipeline.backend_name()
-        ));
+        self.knobs.check()?;
+        let mut pipeline = self.knobs.open(&self.model, cancel)?;
         let ask = Ask {
             cancel: Some(cancel),
-            ..self.ask()
+            ..self.knobs.ask()
         };
         for image in &self.image {
             let frame = Frame::load(image)?;
@@ -167,7 +78,7 @@ impl Args {
             return Ok(writeln!(out)?);
         }
         // A sentence may be trimmed at its end, so that it is not printed before it is whole.
-        let stream = self.stop_at() == StopAt::Eos;
+        let stream = self.knobs.stop_at() == StopAt::Eos;
         let terminal = out.is_terminal();
         let mut broken = None;
         let answer = pipeline.ask(frame, question, ask, &mut |piece| {
@@ -214,36 +125,6 @@ impl Args {
         match std::str::from_utf8(bytes) {
             Ok(text) => Ok(text.to_owned()),
             Err(e) => Err(not_utf8(e.valid_up_to()).into()),
-        }
-    }
-
-    fn stop_at(&self) -> StopAt {
-        match self.stop_at {
-            StopAtArg::Eos => StopAt::Eos,
-            StopAtArg::Sentence => StopAt::Sentence,
-        }
-    }
-
-    fn ask(&self) -> Ask<'static> {
-        let drawn = self.top_k.is_some() || self.top_p.is_some();
-        Ask {
-            fit: match self.fit {
-                FitArg::Processor => Fit::Processor,
-                FitArg::Pad => Fit::Pad,
-                FitArg::Stretch => Fit::Stretch,
-            },
-            tiles: self.tiles,
-            max_tokens: self.max_tokens,
-            stop_at: self.stop_at(),
-            sampling: Sampling {
-                temperature: self.temperature.unwrap_or(if drawn { 1.0 } else { 0.0 }),
-                top_k: self.top_k.unwrap_or(0),
-                top_p: self.top_p.unwrap_or(1.0),
-                repetition_penalty: self.repetition_penalty,
-                seed: self.seed,
-            },
-            deadline: None,
-            cancel: None,
         }
     }
 }

@@ -1,0 +1,170 @@
+//! How to ask: the arguments that every subcommand which asks a model shares.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use clap::ValueEnum;
+
+use super::main::say;
+use super::source::resolve;
+use crate::decode::Sampling;
+use crate::error::{Error, Result};
+use crate::limits;
+use crate::pipeline::{Ask, Pipeline, StopAt};
+use crate::preprocess::{Fit, Tiles};
+
+/// What an answer depends on beside the model, the picture and the question.
+#[derive(clap::Args)]
+pub struct Knobs {
+    /// Most tokens of an answer [default: what the model says, else 64]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    max_tokens: Option<usize>,
+    /// Files of a model folder to use: fp32, fp16, q4, q4f16, int8, … [default: fp32, else fp16]
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+    /// Where the model runs
+    #[arg(long, value_enum, default_value = "auto")]
+    backend: BackendArg,
+    /// How a frame becomes a square: as the model's configuration says, padded, or stretched
+    #[arg(long, value_enum, default_value = "processor")]
+    fit: FitArg,
+    /// Pictures that a frame may be split into (SmolVLM): auto, or a number; 1 = no split
+    #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = parse_tiles)]
+    tiles: Tiles,
+    /// Where an answer ends
+    #[arg(long, value_enum, default_value = "eos")]
+    stop_at: StopAtArg,
+    /// Draw tokens with this temperature instead of taking the most likely; 0 = greedy
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<f32>,
+    /// Draw from the K most likely tokens only
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    top_k: Option<usize>,
+    /// Draw from the most likely tokens that together have probability P
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f32>,
+    /// Make tokens that occurred already less likely; 1 = off
+    #[arg(
+        long,
+        value_name = "R",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
+    repetition_penalty: f32,
+    /// Seed for drawing
+    #[arg(
+        long,
+        value_name = "S",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    seed: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum BackendArg {
+    /// The one that the model was built for; the CPU for model folders
+    Auto,
+    /// The CPU engine
+    Cpu,
+    /// TensorRT on an NVIDIA GPU
+    Tensorrt,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FitArg {
+    Processor,
+    Pad,
+    Stretch,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum StopAtArg {
+    Eos,
+    Sentence,
+}
+
+fn parse_tiles(text: &str) -> Result<Tiles, String> {
+    match text {
+        "auto" => Ok(Tiles::Auto),
+        n => match n.parse() {
+            Ok(n) if (1..=limits::TILES).contains(&n) => Ok(Tiles::Count(n)),
+            _ => Err(format!("expected `auto` or 1 to {}", limits::TILES)),
+        },
+    }
+}
+
+impl Knobs {
+    /// Checks what the arguments alone can tell.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a value outside its range, [`Error::Unavailable`] for a backend that
+    /// this program does not have.
+    pub fn check(&self) -> Result<()> {
+        self.ask().sampling.validate()?;
+        if self.backend == BackendArg::Tensorrt {
+            return Err(Error::Unavailable {
+                what: "the TensorRT backend".to_owned(),
+                reason: "this version answers on the CPU engine; use --backend cpu".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Opens a model folder, bundle or `hf:OWNER/NAME`, and says what was opened.
+    ///
+    /// # Errors
+    /// Those of the download and of [`Pipeline::open`].
+    pub fn open(&self, model: &Path, cancel: &AtomicBool) -> Result<Pipeline> {
+        open(model, self.variant.as_deref(), cancel)
+    }
+
+    /// Where an answer ends.
+    pub fn stop_at(&self) -> StopAt {
+        match self.stop_at {
+            StopAtArg::Eos => StopAt::Eos,
+            StopAtArg::Sentence => StopAt::Sentence,
+        }
+    }
+
+    /// The same for the library.
+    pub fn ask(&self) -> Ask<'static> {
+        let drawn = self.top_k.is_some() || self.top_p.is_some();
+        Ask {
+            fit: match self.fit {
+                FitArg::Processor => Fit::Processor,
+                FitArg::Pad => Fit::Pad,
+                FitArg::Stretch => Fit::Stretch,
+            },
+            tiles: self.tiles,
+            max_tokens: self.max_tokens,
+            stop_at: self.stop_at(),
+            sampling: Sampling {
+                temperature: self.temperature.unwrap_or(if drawn { 1.0 } else { 0.0 }),
+                top_k: self.top_k.unwrap_or(0),
+                top_p: self.top_p.unwrap_or(1.0),
+                repetition_penalty: self.repetition_penalty,
+                seed: self.seed,
+            },
+            deadline: None,
+            cancel: None,
+        }
+    }
+}
+
+/// Opens a model folder with the files of `variant`, a bundle or `hf:OWNER/NAME`, and says what was
+/// opened.
+///
+/// # Errors
+/// As [`Knobs::open`].
+pub fn open(model: &Path, variant: Option<&str>, cancel: &AtomicBool) -> Result<Pipeline> {
+    let path = resolve(model, variant, cancel)?;
+    let pipeline = Pipeline::open(&path, variant)?;
+    say(format_args!(
+        "{}: {} on the {} engine",
+        path.display(),
+        pipeline.precision(),
+        pipeline.backend_name()
+    ));
+    Ok(pipeline)
+}
