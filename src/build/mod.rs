@@ -12,10 +12,16 @@
 mod accepted;
 mod component;
 mod engines;
+#[cfg(feature = "tensorrt")]
+mod graphs;
 mod order;
+#[cfg_attr(not(feature = "tensorrt"), path = "no_plans.rs")]
+mod plans;
 mod shapes;
 
 pub use component::{COMPONENTS, ComponentKind, Runner, prepare};
-pub use engines::{EngineReport, WORKER_COMMAND};
+pub use engines::EngineReport;
 pub use order::{BuildOptions, BuildOutcome, Event, TargetArg, build, resolve_targets};
+#[cfg(feature = "tensorrt")]
+pub use plans::WORKER_COMMAND;
 pub use shapes::{Capacity, fixed_dims, profiles};

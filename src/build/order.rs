@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::component::ComponentKind;
 use super::engines::{self, EngineReport};
+use super::plans;
 use super::shapes::Capacity;
 use crate::backend::{Backend, CpuBackend, Prefill};
 use crate::bundle::{
@@ -165,7 +166,7 @@ pub fn build(
     for &target in options.targets {
         let (set, mut made) = match target {
             Target::Sm(sm) => {
-                engines::tensorrt(model, sm, &capacity, options, &writer, &mut read, on_event)?
+                plans::tensorrt(model, sm, &capacity, options, &writer, &mut read, on_event)?
             }
             _ => engines::cpu(model, &capacity, options, &writer, &mut read, on_event)?,
         };
