@@ -13,6 +13,9 @@ use crate::limits;
 /// `TensorProto.data_location` of a tensor whose bytes are in another file.
 pub(super) const EXTERNAL: i32 = 1;
 
+/// Most elements that [`TensorProto::each_f32_chunk`] hands over at a time.
+pub(crate) const CHUNK: usize = 4096;
+
 impl TensorProto {
     /// Makes a tensor from little-endian elements.
     pub fn from_raw(name: &str, dtype: DataType, dims: &[i64], raw: impl Into<Bytes>) -> Self {
@@ -105,6 +108,37 @@ impl TensorProto {
             (dtype, _) => return Err(self.wrong_type(dtype, "a float type")),
         };
         self.check_len(values, path)
+    }
+
+    /// Calls `f` on the elements of a float tensor, in order, at most [`CHUNK`] at a time: a weight
+    /// may be as large as an embedding, and is never wanted twice in memory.
+    ///
+    /// # Errors
+    /// As [`TensorProto::to_f32`].
+    pub(crate) fn each_f32_chunk(&self, path: &Path, mut f: impl FnMut(&[f32])) -> Result<()> {
+        let mut values = [0f32; CHUNK];
+        match (self.dtype()?, &self.raw_data) {
+            (DataType::F32, Some(raw)) => {
+                for bytes in raw.chunks(CHUNK * 4) {
+                    let n = bytes.len() / 4;
+                    for (value, b) in values.iter_mut().zip(bytes.chunks_exact(4)) {
+                        *value = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                    }
+                    f(&values[..n]);
+                }
+            }
+            (DataType::F16, Some(raw)) => {
+                for bytes in raw.chunks(CHUNK * 2) {
+                    let n = bytes.len() / 2;
+                    for (value, b) in values.iter_mut().zip(bytes.chunks_exact(2)) {
+                        *value = f16::from_le_bytes([b[0], b[1]]).to_f32();
+                    }
+                    f(&values[..n]);
+                }
+            }
+            _ => self.to_f32(path)?.chunks(CHUNK).for_each(f),
+        }
+        Ok(())
     }
 
     /// Elements of an INT64 or INT32 tensor, widened to `i64`.

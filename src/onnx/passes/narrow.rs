@@ -8,9 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use crate::error::Result;
 use crate::onnx::DataType;
 use crate::onnx::proto::TensorProto;
-
-/// Elements that are converted at a time.
-const CHUNK: usize = 4096;
+use crate::onnx::tensor::CHUNK;
 
 /// A constant in FP16, and what rounding did to it.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,7 +26,7 @@ pub(super) fn count_beyond_f16(tensor: &TensorProto, path: &Path) -> Result<u64>
     }
     let beyond = |v: &&f32| v.is_nan() || v.abs() > f16::MAX.to_f32();
     let mut n_beyond = 0;
-    for_each_chunk(tensor, path, |chunk| {
+    tensor.each_f32_chunk(path, |chunk| {
         n_beyond += chunk.iter().filter(beyond).count() as u64;
     })?;
     Ok(n_beyond)
@@ -38,7 +36,7 @@ pub(super) fn count_beyond_f16(tensor: &TensorProto, path: &Path) -> Result<u64>
 pub(super) fn to_half(tensor: &TensorProto, path: &Path) -> Result<Narrowed> {
     let mut raw = Vec::with_capacity(tensor.len(path)? as usize * 2);
     let mut n_flushed = 0;
-    for_each_chunk(tensor, path, |chunk| {
+    tensor.each_f32_chunk(path, |chunk| {
         let mut halves = [f16::ZERO; CHUNK];
         let halves = &mut halves[..chunk.len()];
         halves.convert_from_f32_slice(chunk);
@@ -57,7 +55,7 @@ pub(super) fn to_half(tensor: &TensorProto, path: &Path) -> Result<Narrowed> {
 /// Widens a constant to FP32.
 pub(super) fn to_single(tensor: &TensorProto, path: &Path) -> Result<TensorProto> {
     let mut raw = Vec::with_capacity(tensor.len(path)? as usize * 4);
-    for_each_chunk(tensor, path, |chunk| {
+    tensor.each_f32_chunk(path, |chunk| {
         for value in chunk {
             raw.extend_from_slice(&value.to_le_bytes());
         }
@@ -68,34 +66,6 @@ pub(super) fn to_single(tensor: &TensorProto, path: &Path) -> Result<TensorProto
         &tensor.dims,
         raw,
     ))
-}
-
-/// Calls `f` on the elements, at most [`CHUNK`] at a time: a constant may be as large as an
-/// embedding, and is never wanted twice in memory.
-fn for_each_chunk(tensor: &TensorProto, path: &Path, mut f: impl FnMut(&[f32])) -> Result<()> {
-    let mut values = [0f32; CHUNK];
-    match (tensor.dtype()?, &tensor.raw_data) {
-        (DataType::F32, Some(raw)) => {
-            for bytes in raw.chunks(CHUNK * 4) {
-                let n = bytes.len() / 4;
-                for (value, b) in values.iter_mut().zip(bytes.chunks_exact(4)) {
-                    *value = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                }
-                f(&values[..n]);
-            }
-        }
-        (DataType::F16, Some(raw)) => {
-            for bytes in raw.chunks(CHUNK * 2) {
-                let n = bytes.len() / 2;
-                for (value, b) in values.iter_mut().zip(bytes.chunks_exact(2)) {
-                    *value = f16::from_le_bytes([b[0], b[1]]).to_f32();
-                }
-                f(&values[..n]);
-            }
-        }
-        _ => tensor.to_f32(path)?.chunks(CHUNK).for_each(f),
-    }
-    Ok(())
 }
 
 #[cfg(test)]
