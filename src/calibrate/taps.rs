@@ -11,7 +11,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::onnx::DataType;
 use crate::onnx::proto::{GraphProto, NodeProto};
 
 /// A value that quantization may ask for.
@@ -28,14 +27,10 @@ pub struct Candidate {
 
 /// The candidates of a graph whose nodes stand in topological order, in that order.
 pub fn candidates(graph: &GraphProto) -> Vec<Candidate> {
-    let inputs = graph.inputs();
-    let is_float = |t: Option<DataType>| matches!(t, Some(DataType::F32 | DataType::F16));
-    let floats = inputs.iter().filter(|input| is_float(input.dtype));
-    let floats: Vec<&str> = floats.map(|input| input.name.as_str()).collect();
     let flow = Flow {
         graph,
         constant: graph.constant_values(),
-        data: graph.derived_from(&floats),
+        data: graph.data_values(),
         producers: graph.producers(),
     };
     let mut found: Vec<Candidate> = Vec::new();
@@ -121,8 +116,8 @@ impl<'a> Flow<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::onnx::ValueType;
     use crate::onnx::proto::{TensorProto, ValueInfoProto};
+    use crate::onnx::{DataType, ValueType};
 
     fn value(name: &str, dtype: DataType) -> ValueInfoProto {
         ValueInfoProto::from(&ValueType {

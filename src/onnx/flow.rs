@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::proto::GraphProto;
+use super::dtype::DataType;
+use super::graph::ValueType;
+use super::proto::{GraphProto, ValueInfoProto};
 
 /// Operators that arrange the elements of their first input anew, each as often as every other.
 const VIEWS: [&str; 7] = [
@@ -62,6 +64,20 @@ impl GraphProto {
             }
         }
         derived
+    }
+
+    /// Values in which pixels, embeddings or the cache have a part: those derived from the float
+    /// inputs. Nodes must stand in topological order.
+    pub fn data_values(&self) -> HashSet<&str> {
+        let constants = self.constants();
+        let is_float = |input: &&ValueInfoProto| {
+            let dtype = ValueType::from(*input).dtype;
+            matches!(dtype, Some(DataType::F32 | DataType::F16))
+                && !constants.contains_key(input.name.as_str())
+        };
+        let floats = self.input.iter().filter(is_float);
+        let floats: Vec<&str> = floats.map(|input| input.name.as_str()).collect();
+        self.derived_from(&floats)
     }
 
     /// The value whose elements `name` has in another arrangement: its own name, unless nodes

@@ -18,5 +18,6 @@ mod wire;
 
 pub use dtype::DataType;
 pub use file::{Cancel, Location, OnnxModel, Source};
+pub(crate) use graph::Names;
 pub use graph::{Dim, ValueType};
 pub use map::Mapping;

@@ -72,7 +72,7 @@ pub struct Fp16Report {
 ///
 /// # Errors
 /// [`Error::Unsupported`] naming all nodes with unknown operators, subgraphs, or contrib and
-/// quantized operators that are lowered before; [`Error::Argument`] if `options` name another
+/// integer operators that are lowered before; [`Error::Argument`] if `options` name another
 /// type than F16 or F32; [`Error::Malformed`] for a graph that does not hang together.
 pub fn to_fp16(model: &mut OnnxModel, options: &Fp16Options) -> Result<Fp16Report> {
     for dtype in [options.io, options.softmax] {
@@ -111,7 +111,7 @@ pub fn to_fp16(model: &mut OnnxModel, options: &Fp16Options) -> Result<Fp16Repor
 /// Makes every float of a graph FP32, inputs and outputs included: FP16 weights are widened.
 ///
 /// # Errors
-/// As [`to_fp16`], contrib and quantized operators excepted.
+/// As [`to_fp16`], contrib and integer operators excepted.
 pub fn to_fp32(model: &mut OnnxModel) -> Result<()> {
     sort_nodes(model)?;
     lift_constants(model)?;

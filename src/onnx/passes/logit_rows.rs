@@ -78,7 +78,7 @@ pub fn select_logit_rows(model: &mut OnnxModel) -> Result<()> {
 }
 
 /// Index of the linear operator that `value` comes from, through elementwise operators only.
-pub(super) fn lm_head(graph: &GraphProto, value: &str) -> Option<usize> {
+pub(crate) fn lm_head(graph: &GraphProto, value: &str) -> Option<usize> {
     const MAX_NODES: usize = 16;
     let producers = graph.producers();
     let (mut open, mut seen) = (vec![value], HashSet::new());

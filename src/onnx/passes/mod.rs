@@ -16,6 +16,8 @@
 //! | [`lower_contrib`]     | contrib operators become operators of the standard |
 //! | [`declare_opset`]     | the file says that it is of an opset that parsers know |
 //! | [`clamp_mask_fill`]   | −3.4e38 and −inf in masks become −3e4 |
+//! | [`raise_opset`]       | the file says an opset whose Q/DQ operators take FP16 scales |
+//! | [`fold_scales`]       | factors of channels move into the weights before them |
 //! | [`group_queries`]     | queries grouped by the key they share, no expanded KV |
 //! | [`scale_query`]       | the factor of attention scores moves to the query |
 //! | [`to_fp16`], [`to_fp32`] | every float gets its type |
@@ -25,6 +27,7 @@
 mod allowed;
 mod casts;
 mod constants;
+mod fold_scales;
 mod fp16;
 mod group_queries;
 mod logit_rows;
@@ -49,16 +52,18 @@ mod types;
 
 pub use allowed::check_operators;
 pub use constants::lift_constants;
+pub use fold_scales::fold_scales;
 pub use fp16::{Fp16Options, Fp16Report, to_fp16, to_fp32};
 pub use group_queries::group_queries;
+pub(crate) use logit_rows::lm_head;
 pub use logit_rows::{LOGIT_ROWS, select_logit_rows};
 pub use lower::{LowerOptions, LowerReport, lower_contrib};
 pub use mask_fill::{MASK_FILL, clamp_mask_fill};
 pub use new_rows::{NEW_PREFIX, return_new_rows};
-pub use opset::declare_opset;
+pub use opset::{declare_opset, raise_opset};
 pub use order::sort_nodes;
 pub use padded_tiles::keep_all_tiles;
-pub use prepare::{lower, prepare_fp16, prepare_fp32};
+pub use prepare::{lower, prepare_fp16, prepare_fp32, prepare_plain};
 pub use scale_query::scale_query;
 pub use split_head::split_lm_head;
 pub use static_dims::set_dims;

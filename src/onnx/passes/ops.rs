@@ -3,13 +3,13 @@
 //!
 //! | rule        | operators                                                   | computed in |
 //! |-------------|-------------------------------------------------------------|-------------|
-//! | [`Half`]    | matrix products, convolutions, small-window pooling, Resize | FP16 |
+//! | [`Half`]    | matrix products, convolutions, small-window pooling, Resize, DequantizeLinear | FP16 |
 //! | [`Single`]  | reductions, Softmax, norms, and functions that leave the range or the resolution of FP16: Exp, Log, Pow, Sqrt, Reciprocal, Sin, Cos … | FP32 |
 //! | [`Pointwise`] | the other functions of single elements                    | FP32 if an operand was computed in FP32, else FP16 |
 //! | [`Move`]    | what only moves elements                                    | as what it moves, or FP16 if only FP16 operators read it |
 //! | [`Make`]    | tensors made from shapes                                    | FP32, or FP16 if only FP16 operators read it |
 //! | [`Free`]    | reads floats of any type, writes none                       | - |
-//! | [`Lower`]   | contrib and quantized operators                             | refused: they are lowered before |
+//! | [`Lower`]   | contrib and integer operators                               | refused: they are lowered before |
 //!
 //! [`Half`]: Rule::Half
 //! [`Single`]: Rule::Single
@@ -158,8 +158,10 @@ fn standard(op_type: &str) -> Option<Op> {
         }
         "IsNaN" | "IsInf" => op(NONE, Output::Fixed(&[Bool]), Rule::Free),
 
-        "QuantizeLinear" => op(Group::At(&[0, 1]), Output::ZeroPoint, Rule::Lower),
-        "DequantizeLinear" => op(NONE, Output::Input(1), Rule::Lower),
+        // Values are quantized in the type that they are computed in, and come back in the type of
+        // the scale.
+        "QuantizeLinear" => op(Group::At(&[0, 1]), Output::ZeroPoint, Rule::Pointwise),
+        "DequantizeLinear" => op(Group::At(&[1]), Output::Input(1), Rule::Half),
         "DynamicQuantizeLinear" => op(FIRST, Output::Fixed(&[U8, F32, U8]), Rule::Lower),
         "MatMulInteger" | "ConvInteger" => op(NONE, Output::Fixed(&[I32]), Rule::Lower),
         "Attention" => same(Group::At(&[0, 1, 2, 4, 5]), Rule::Lower),

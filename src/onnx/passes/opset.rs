@@ -7,7 +7,8 @@
 use super::types::Refused;
 use crate::error::{Error, Result};
 use crate::onnx::OnnxModel;
-use crate::onnx::proto::NodeProto;
+use crate::onnx::graph::Names;
+use crate::onnx::proto::{NodeProto, TensorProto};
 
 /// Newest opset whose changes are known here.
 const NEWEST_OPSET: i64 = 25;
@@ -62,6 +63,74 @@ pub fn declare_opset(model: &mut OnnxModel, newest: i64) -> Result<()> {
     Ok(())
 }
 
+/// Oldest opset that [`raise_opset`] starts from: before it, what axes mean was an attribute of
+/// many operators, and Softmax another function.
+const OLDEST_RAISED: i64 = 13;
+
+/// Reductions whose axes became an input in opset 18 (that of ReduceSum did before).
+const REDUCTIONS: [&str; 9] = [
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSumSquare",
+];
+
+/// Makes a file of opset 13 to 18 one of opset 19, the first whose Q/DQ operators take FP16
+/// scales; later ones stay as they are.
+///
+/// # Errors
+/// [`Error::Malformed`] for older files; [`Error::Unsupported`] naming all nodes that mean
+/// something else since.
+pub fn raise_opset(model: &mut OnnxModel) -> Result<()> {
+    const RAISED: i64 = 19;
+    let opset = model.opset("").unwrap_or(0);
+    if opset >= RAISED {
+        return Ok(());
+    }
+    if opset < OLDEST_RAISED {
+        return Err(Error::malformed(
+            model.path(),
+            format!(
+                "opset {opset}, quantization needs {OLDEST_RAISED} or later: export the model again"
+            ),
+        ));
+    }
+    let graph = model.graph_mut();
+    let mut names = Names::of(graph);
+    let (mut refused, mut made) = (Refused::default(), Vec::new());
+    for node in &mut graph.node {
+        match node.op_type.as_str() {
+            _ if !matches!(node.domain.as_str(), "" | "ai.onnx") => {}
+            // Its default of how coordinates are taken changed in opset 16.
+            "RoiAlign" if opset < 16 => {
+                refused.add(node, &format!("means something else in opset {RAISED}"));
+            }
+            op if REDUCTIONS.contains(&op) && opset < 18 => {
+                let axes = node.attribute.iter().position(|a| a.name == "axes");
+                if let Some(axes) = axes.map(|index| node.attribute.remove(index).ints) {
+                    let name = names.fresh(&format!("{}/axes", node.label()));
+                    made.push(TensorProto::from_i64(&name, &[axes.len() as i64], &axes));
+                    node.input.truncate(1);
+                    node.input.push(name);
+                }
+            }
+            "Split" if opset < 18 && node.input.get(1).is_none_or(String::is_empty) => {
+                node.set_int("num_outputs", node.output.len() as i64);
+            }
+            _ => {}
+        }
+    }
+    refused.into_result()?;
+    graph.initializer.append(&mut made);
+    model.set_opset("", Some(RAISED));
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{model, value};
@@ -103,6 +172,41 @@ mod tests {
             let mut model = with(NodeProto::new("Relu", &["x"], &["y"]), opset);
             let error = declare_opset(&mut model, 20).expect_err("opset");
             assert!(matches!(error, Error::Malformed { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn raise_opset_gives_reductions_and_splits_their_new_form() {
+        let nodes = vec![
+            NodeProto::new("ReduceMean", &["x"], &["m"]).with_ints("axes", &[-1]),
+            NodeProto::new("ReduceSum", &["x", "axes"], &["s"]),
+            NodeProto::new("Split", &["x"], &["y", "z"]).with_int("axis", 1),
+        ];
+        let outputs = vec![value("y", F32), value("m", F32)];
+        let mut raised = model(vec![value("x", F32)], vec![], nodes, outputs);
+        raise_opset(&mut raised).expect("pass");
+        assert_eq!(raised.opset(""), Some(19));
+        let graph = raised.graph();
+        let mean = &graph.node[0];
+        assert!(mean.attr("axes").is_none());
+        let axes = graph.initializer(&mean.input[1]).expect("axes");
+        assert_eq!(axes.to_i64(raised.path()).expect("integers"), [-1]);
+        assert_eq!(graph.node[1].input, ["x", "axes"]);
+        assert_eq!(graph.node[2].attr("num_outputs").and_then(|a| a.i), Some(2));
+        let before = raised.graph().clone();
+        raise_opset(&mut raised).expect("nothing to do");
+        assert_eq!(*raised.graph(), before);
+    }
+
+    #[test]
+    fn raise_opset_of_an_old_file_or_a_changed_operator_is_refused() {
+        let roi = vec![NodeProto::new("RoiAlign", &["x", "x", "x"], &["y"])];
+        for (opset, expected) in [(11, "opset 11"), (13, "RoiAlign")] {
+            let outputs = vec![value("y", F32)];
+            let mut old = model(vec![value("x", F32)], vec![], roi.clone(), outputs);
+            old.set_opset("", Some(opset));
+            let error = raise_opset(&mut old).expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error}");
         }
     }
 }

@@ -11,6 +11,7 @@
 //! | `silu(gate) · up`                                        | FP32 | a product of two activations has the range of neither |
 //! | masks and factors between a product and an FP32 Softmax  | FP32 | one cast, after the product |
 //! | moves of FP32 values that only FP16 operators read       | FP16 | one cast, before the move |
+//! | dequantized values that only FP32 operators read         | FP32 | no cast between the two |
 //!
 //! Tables of constants that are looked up (embeddings) are FP16.
 
@@ -45,7 +46,7 @@ impl Precision {
 /// What a float value is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
-    /// A constant itself.
+    /// A constant itself, stored as floats or as integers with their scales.
     Constant,
     /// Shapes, integers, booleans and constants.
     Exact,
@@ -72,6 +73,7 @@ pub(super) fn plan(
     planner.forward(beyond)?;
     planner.promote_scores();
     planner.demote_moves();
+    planner.promote_dequantized();
     Ok(planner.plan)
 }
 
@@ -163,6 +165,14 @@ impl<'a> Planner<'a> {
 
     fn origin_of(&self, node: &NodeProto, op: Op) -> Origin {
         let origin = |name: &str| self.origins.get(name).copied();
+        if node.op_type == "DequantizeLinear" {
+            // The scale says nothing of what the integers are.
+            let made = |codes: &String| self.producers.contains_key(codes.as_str());
+            return match node.input.first().is_some_and(made) {
+                true => Origin::Activation,
+                false => Origin::Constant,
+            };
+        }
         let mut group = group_inputs(node, op.group).map(|(_, name)| origin(name));
         let looks_up = node.op_type.starts_with("Gather");
         if looks_up && group.next() == Some(Some(Origin::Constant)) {
@@ -284,6 +294,22 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Takes dequantization whose results only FP32 operators read to FP32.
+    fn promote_dequantized(&mut self) {
+        for index in 0..self.graph.node.len() {
+            let node = &self.graph.node[index];
+            if node.op_type != "DequantizeLinear" || self.plan[index] != Some(Half) {
+                continue;
+            }
+            let name = node.output[0].as_str();
+            let readers = self.consumers.get(name).map_or(&[][..], Vec::as_slice);
+            let demands = |&reader: &usize| self.demand(reader, name) == Some(Single);
+            if !readers.is_empty() && readers.iter().all(demands) {
+                self.plan[index] = Some(Single);
+            }
+        }
+    }
+
     /// The precision in which node `reader` wants `value`, `None` if it takes any.
     fn demand(&self, reader: usize, value: &str) -> Option<Precision> {
         let node = &self.graph.node[reader];
@@ -310,7 +336,7 @@ fn is_comparison(node: &NodeProto) -> bool {
 mod tests {
     use super::super::testing::{cast, model, scalar, value};
     use super::*;
-    use crate::onnx::DataType::{Bool, F32, I64};
+    use crate::onnx::DataType::{Bool, F32, I8, I64};
     use crate::onnx::OnnxModel;
     use crate::onnx::proto::TensorProto;
 
@@ -328,6 +354,8 @@ mod tests {
                 scalar("w", 0.5),
                 scalar("huge", 1e6),
                 TensorProto::from_i64("i", &[1], &[0]),
+                TensorProto::from_raw("i8", I8, &[], vec![0]),
+                TensorProto::from_raw("codes", I8, &[1, 1], vec![1]),
             ],
             nodes,
             outputs.iter().map(|name| value(name, F32)).collect(),
@@ -562,10 +590,48 @@ mod tests {
     }
 
     #[test]
+    fn quantization_follows_its_operand_and_dequantization_its_readers() {
+        let nodes = |keep: &str| {
+            let nodes = vec![
+                node("Sqrt", &["x"], "root"),
+                node("QuantizeLinear", &["root", "w", "i8"], "q"),
+                node("DequantizeLinear", &["q", "w", "i8"], "d"),
+                node("DequantizeLinear", &["codes", "w"], "weight"),
+                node("MatMul", &["d", "weight"], "product"),
+                node("QuantizeLinear", &["product", "w", "i8"], "q2"),
+                node("DequantizeLinear", &["q2", "w", "i8"], "d2"),
+                node("Relu", &["d2"], "y"),
+            ];
+            let options = Fp16Options {
+                keep: vec![keep.to_owned()],
+                ..Fp16Options::default()
+            };
+            planned(nodes, &["y"], &options)
+        };
+        let usual = nodes("");
+        let expected = [
+            ("q", Single),
+            ("d", Half),
+            ("weight", Half),
+            ("product", Half),
+            ("q2", Half),
+            ("d2", Half),
+        ];
+        for (value, precision) in expected {
+            assert_eq!(usual.of(value), Some(precision), "{value}");
+        }
+        let kept = nodes("product/MatMul");
+        for value in ["d", "weight", "product", "q2"] {
+            assert_eq!(kept.of(value), Some(Single), "{value}");
+        }
+        assert_eq!(kept.of("d2"), Some(Half));
+    }
+
+    #[test]
     fn operators_to_be_lowered_are_refused_by_name() {
         let mut attention = node("GroupQueryAttention", &["x", "z"], "a");
         attention.domain = "com.microsoft".to_owned();
-        let quantize = node("DequantizeLinear", &["a", "w"], "y");
+        let quantize = node("MatMulInteger", &["a", "w"], "y");
         let model = model(
             vec![value("x", F32), value("z", F32)],
             vec![scalar("w", 1.0)],
@@ -577,7 +643,7 @@ mod tests {
         let error = plan(model.graph(), &types, &options, &mut |_| Ok(0)).expect_err("refused");
         let error = error.to_string();
         assert!(
-            error.contains("a/GroupQuery") && error.contains("y/Dequantize"),
+            error.contains("a/GroupQuery") && error.contains("y/MatMulInteger"),
             "{error}"
         );
     }

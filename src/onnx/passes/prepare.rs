@@ -1,9 +1,10 @@
 //! The order of passes between a hub graph and TensorRT's parser.
 
+use super::casts::drop_casts;
 use super::{
     Fp16Options, Fp16Report, LowerOptions, LowerReport, clamp_mask_fill, declare_opset,
-    keep_all_tiles, lift_constants, lower_contrib, scale_query, set_dims, sort_nodes, to_fp16,
-    to_fp32,
+    keep_all_tiles, lift_constants, lower_contrib, raise_opset, scale_query, set_dims, sort_nodes,
+    to_fp16, to_fp32,
 };
 use crate::error::Result;
 use crate::onnx::{DataType, OnnxModel};
@@ -36,6 +37,21 @@ pub fn prepare_fp16(
 pub fn prepare_fp32(model: &mut OnnxModel, dims: &[(&str, usize)]) -> Result<()> {
     simplify(model, dims, DataType::F32)?;
     to_fp32(model)
+}
+
+/// Makes a hub graph into the form that is quantized: that of [`prepare_fp32`], with the same
+/// names, but weights stay as they are stored.
+///
+/// Types of floats are not consistent then: [`to_fp16`] or [`to_fp32`] comes after.
+///
+/// # Errors
+/// As [`prepare_fp16`].
+pub fn prepare_plain(model: &mut OnnxModel, dims: &[(&str, usize)]) -> Result<()> {
+    simplify(model, dims, DataType::F32)?;
+    sort_nodes(model)?;
+    lift_constants(model)?;
+    drop_casts(model)?;
+    raise_opset(model)
 }
 
 /// Makes a hub graph into one of operators of the ONNX standard only, in the types that the file

@@ -101,11 +101,9 @@ pub fn lower_contrib(model: &mut OnnxModel, options: &LowerOptions) -> Result<Lo
 
 const CONTRIB: &str = "com.microsoft";
 
-/// True for operators that a lowered graph does not have. Quantized graphs keep their Q/DQ.
+/// True for operators that a lowered graph does not have.
 fn is_lowered(node: &NodeProto) -> bool {
-    let wanted = operator(node).is_some_and(|op| op.rule == Rule::Lower);
-    let kept = ["QuantizeLinear", "DequantizeLinear"].contains(&node.op_type.as_str());
-    (wanted && !kept) || lowering(node).is_some()
+    operator(node).is_some_and(|op| op.rule == Rule::Lower) || lowering(node).is_some()
 }
 
 fn lowering(node: &NodeProto) -> Option<Lower> {
