@@ -15,6 +15,7 @@ pub mod cuda;
 pub mod decode;
 pub mod digest;
 pub mod error;
+pub mod eval;
 pub mod host;
 #[cfg(feature = "cli")]
 pub mod hub;

@@ -29,6 +29,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("decode", 6),
     ("pipeline", 7),
     ("calibrate", 8),
+    ("eval", 8),
     ("cli", 9),
 ];
 
