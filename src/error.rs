@@ -168,6 +168,17 @@ pub enum Error {
         available_bytes: u64,
     },
 
+    /// A result is worse than the caller accepts.
+    #[error("{what} is {actual}, at least {expected} was asked for")]
+    Threshold {
+        /// What was measured.
+        what: &'static str,
+        /// The least that is accepted.
+        expected: String,
+        /// The result.
+        actual: String,
+    },
+
     /// The output exists already and may not be replaced.
     #[error("{} exists (use --force to replace it)", path.display())]
     Exists {

@@ -13,6 +13,9 @@ use super::table::printable_lines;
 use crate::build::WORKER_COMMAND;
 use crate::error::Error;
 
+/// Exit status of a command whose result missed a threshold that the user set.
+const EXIT_THRESHOLD: u8 = 3;
+
 /// Small vision-language models: from ONNX files to TensorRT engines and answers about camera
 /// frames.
 #[derive(Parser)]
@@ -30,6 +33,7 @@ enum Command {
     BuildPlan(super::build_plan::Args),
     Calibrate(super::calibrate::Args),
     Run(super::run::Args),
+    Eval(super::eval::Args),
     Inspect(super::inspect::Args),
     Doctor(super::doctor::Args),
     Completions(super::completions::Args),
@@ -53,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::BuildPlan(args) => args.run(),
         Command::Calibrate(args) => args.run(),
         Command::Run(args) => args.run(),
+        Command::Eval(args) => args.run(),
         Command::Inspect(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Completions(args) => args.run(Cli::command()),
@@ -64,7 +69,10 @@ pub fn main() -> ExitCode {
         Err(e) if is_cancelled(&e) => ExitCode::from(EXIT_INTERRUPTED),
         Err(e) => {
             say(format_args!("error: {e:#}"));
-            ExitCode::FAILURE
+            match e.downcast_ref() {
+                Some(Error::Threshold { .. }) => ExitCode::from(EXIT_THRESHOLD),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ mod build_progress;
 mod calibrate;
 mod completions;
 mod doctor;
+mod eval;
 mod inspect;
 mod interrupt;
 mod knobs;
