@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::accepted;
+use super::quantization::{Quantization, quantized_fp32};
 use super::shapes::{self, Capacity};
 use crate::backend::contract;
 use crate::bundle::Precision;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig};
 use crate::onnx::passes::{self, Fp16Options, LowerOptions};
 use crate::onnx::{DataType, OnnxModel};
+use crate::quantize::QuantizeReport;
 
 /// The components in the order in which they are built.
 pub const COMPONENTS: [ComponentKind; 3] = [
@@ -68,6 +70,38 @@ pub enum Runner {
     TensorRt,
 }
 
+/// How a graph computes.
+#[derive(Debug, Clone, Copy)]
+pub struct Numerics<'a> {
+    /// Precision of weights and activations.
+    pub precision: Precision,
+    /// How integers come into it; needed by the precisions that have any.
+    pub quantization: Option<&'a Quantization>,
+}
+
+impl Numerics<'_> {
+    /// How a component is quantized, if it is.
+    fn integers(&self, kind: ComponentKind) -> Result<Option<&Quantization>> {
+        if matches!(self.precision, Precision::Fp32 | Precision::Fp16) {
+            return Ok(None);
+        }
+        let quantization = self.quantization.ok_or_else(|| Error::Argument {
+            name: "precision",
+            reason: format!("{} needs to be told what becomes integers", self.precision),
+        })?;
+        Ok(Some(quantization).filter(|quantization| quantization.concerns(kind)))
+    }
+}
+
+/// A component that is ready to be built or run.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Its graph.
+    pub graph: OnnxModel,
+    /// What became integers, in the graphs that have linear operators.
+    pub report: Option<QuantizeReport>,
+}
+
 /// Reads a component, checks it, and prepares it for a runner.
 ///
 /// # Errors
@@ -79,37 +113,69 @@ pub fn prepare(
     kind: ComponentKind,
     model: &Model,
     runner: Runner,
-    precision: Precision,
+    numerics: Numerics<'_>,
     capacity: &Capacity,
     cancel: &Arc<AtomicBool>,
-) -> Result<OnnxModel> {
+) -> Result<Prepared> {
     let mut graph = OnnxModel::load(kind.source(model))?;
     graph.cancel_with(cancel.clone());
     kind.check(&graph, &model.config)?;
     if kind == ComponentKind::Decoder {
         passes::select_logit_rows(&mut graph)?;
     }
-    match (runner, precision) {
-        (Runner::Cpu, Precision::Fp16) => {
-            passes::store_weights_fp16(&mut graph)?;
-        }
-        (Runner::Cpu, _) => {}
-        (Runner::TensorRt, precision) => {
-            let dims = shapes::fixed_dims(kind, &graph, &model.config, capacity)?;
-            let dims: Vec<(&str, usize)> =
-                dims.iter().map(|(name, n)| (name.as_str(), *n)).collect();
-            if kind == ComponentKind::Decoder {
-                cut_for_fixed_cache(&mut graph, &model.config, precision)?;
+    let integers = numerics.integers(kind)?;
+    let report = match (runner, integers) {
+        (Runner::Cpu, Some(quantization)) => quantized_fp32(kind, &mut graph, quantization)?,
+        (Runner::Cpu, None) => {
+            // What is not made of integers is stored in half the bytes, whatever the rest is.
+            if numerics.precision != Precision::Fp32 {
+                passes::store_weights_fp16(&mut graph)?;
             }
-            if precision == Precision::Fp16 {
-                passes::prepare_fp16(&mut graph, &dims, &Fp16Options::default())?;
-            } else {
-                passes::prepare_fp32(&mut graph, &dims)?;
-            }
-            accepted::check(&graph)?;
+            None
         }
+        (Runner::TensorRt, _) => for_tensorrt(
+            kind,
+            &mut graph,
+            model,
+            numerics.precision,
+            integers,
+            capacity,
+        )?,
+    };
+    Ok(Prepared { graph, report })
+}
+
+/// Makes a component what TensorRT builds: sizes fixed, the decoder cut, every float typed.
+fn for_tensorrt(
+    kind: ComponentKind,
+    graph: &mut OnnxModel,
+    model: &Model,
+    precision: Precision,
+    integers: Option<&Quantization>,
+    capacity: &Capacity,
+) -> Result<Option<QuantizeReport>> {
+    let dims = shapes::fixed_dims(kind, graph, &model.config, capacity)?;
+    let dims: Vec<(&str, usize)> = dims.iter().map(|(name, n)| (name.as_str(), *n)).collect();
+    // Integers are made of what the file has, not of its FP16 roundings.
+    let weights = match (precision, integers) {
+        (Precision::Fp32, _) | (_, Some(_)) => DataType::F32,
+        _ => DataType::F16,
+    };
+    if kind == ComponentKind::Decoder {
+        cut_for_fixed_cache(graph, &model.config, weights)?;
     }
-    Ok(graph)
+    let mut report = None;
+    if let Some(quantization) = integers {
+        passes::prepare_plain(graph, &dims)?;
+        report = quantization.apply(kind, graph)?;
+        passes::to_fp16(graph, &Fp16Options::default())?;
+    } else if precision == Precision::Fp32 {
+        passes::prepare_fp32(graph, &dims)?;
+    } else {
+        passes::prepare_fp16(graph, &dims, &Fp16Options::default())?;
+    }
+    accepted::check(graph)?;
+    Ok(report)
 }
 
 /// Makes a decoder whose cache is a block of fixed capacity that the runtime owns: it returns the
@@ -117,13 +183,9 @@ pub fn prepare(
 fn cut_for_fixed_cache(
     graph: &mut OnnxModel,
     config: &ModelConfig,
-    precision: Precision,
+    weights: DataType,
 ) -> Result<()> {
     let family = config.family;
-    let weights = match precision {
-        Precision::Fp16 => DataType::F16,
-        _ => DataType::F32,
-    };
     let weights = Some(weights);
     passes::lower(graph, &LowerOptions { weights })?;
     passes::return_new_rows(graph, family.past_prefix, family.present_prefix)?;

@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::component::{COMPONENTS, ComponentKind, Runner, prepare};
+use super::component::{COMPONENTS, ComponentKind, Prepared, Runner, prepare};
 use super::order::{BuildOptions, Event};
 use super::shapes::Capacity;
 use crate::bundle::{BundleWriter, Component, Engine, EngineSet, Part, Target, TensorInfo};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::onnx::{Dim, OnnxModel, ValueType};
+use crate::quantize::QuantizeReport;
 
 /// Folder of a bundle that holds its engines.
 pub(super) const ENGINES: &str = "engines";
@@ -39,6 +40,9 @@ pub struct EngineReport {
     /// Largest resident memory of the process that built it; 0 for graphs, which this process
     /// writes.
     pub peak_memory_bytes: u64,
+    /// What became integers, for the report in the bundle.
+    #[serde(skip)]
+    pub quantized: Option<QuantizeReport>,
 }
 
 /// Writes the graphs that the CPU engine runs as they are; the files that they came from are added
@@ -59,11 +63,11 @@ pub(super) fn cpu(
             component: kind.name(),
         });
         let start = Instant::now();
-        let graph = prepare(
+        let Prepared { graph, report } = prepare(
             kind,
             model,
             Runner::Cpu,
-            options.precision,
+            options.numerics(),
             capacity,
             &options.cancel,
         )?;
@@ -85,6 +89,7 @@ pub(super) fn cpu(
             bytes,
             seconds: start.elapsed().as_secs_f64(),
             peak_memory_bytes: 0,
+            quantized: report,
         });
         on_event(&Event::Done);
     }

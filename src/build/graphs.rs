@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::component::{ComponentKind, Runner, prepare};
+use super::component::{ComponentKind, Prepared, Runner, prepare};
 use super::engines::component;
 use super::order::BuildOptions;
 use super::shapes::{Capacity, profiles};
 use crate::bundle::{Component, Target};
 use crate::error::Result;
 use crate::model::Model;
+use crate::quantize::QuantizeReport;
 
 /// A graph that was saved for the builder.
 pub(super) struct SavedGraph {
@@ -18,6 +19,8 @@ pub(super) struct SavedGraph {
     pub(super) kind: ComponentKind,
     pub(super) onnx: PathBuf,
     pub(super) weight_bytes: u64,
+    /// What became integers.
+    pub(super) quantized: Option<QuantizeReport>,
 }
 
 /// Prepares a component for TensorRT and saves it in `dir`.
@@ -30,11 +33,11 @@ pub(super) fn save_graph(
     dir: &Path,
     read: &mut BTreeSet<PathBuf>,
 ) -> Result<SavedGraph> {
-    let graph = prepare(
+    let Prepared { graph, report } = prepare(
         kind,
         model,
         Runner::TensorRt,
-        options.precision,
+        options.numerics(),
         capacity,
         &options.cancel,
     )?;
@@ -48,5 +51,6 @@ pub(super) fn save_graph(
         kind,
         onnx,
         weight_bytes: graph.weight_bytes(),
+        quantized: report,
     })
 }

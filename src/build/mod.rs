@@ -17,11 +17,13 @@ mod graphs;
 mod order;
 #[cfg_attr(not(feature = "tensorrt"), path = "no_plans.rs")]
 mod plans;
+mod quantization;
 mod shapes;
 
-pub use component::{COMPONENTS, ComponentKind, Runner, prepare};
+pub use component::{COMPONENTS, ComponentKind, Numerics, Prepared, Runner, prepare};
 pub use engines::EngineReport;
 pub use order::{BuildOptions, BuildOutcome, Event, TargetArg, build, resolve_targets};
 #[cfg(feature = "tensorrt")]
 pub use plans::WORKER_COMMAND;
+pub use quantization::Quantization;
 pub use shapes::{Capacity, fixed_dims, profiles};

@@ -8,9 +8,10 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::component::ComponentKind;
+use super::component::{ComponentKind, Numerics};
 use super::engines::{self, EngineReport};
 use super::plans;
+use super::quantization::Quantization;
 use super::shapes::Capacity;
 use crate::backend::{Backend, CpuBackend, Prefill};
 use crate::bundle::{
@@ -41,6 +42,8 @@ pub struct BuildOptions<'a> {
     pub targets: &'a [Target],
     /// Precision of weights and activations.
     pub precision: Precision,
+    /// How integers come into the graphs; needed by the precisions that have any.
+    pub quantization: Option<&'a Quantization>,
     /// Positions of prompt and answer; by default the model's, at most 2048.
     pub max_context: Option<usize>,
     /// Draft tokens that one step can verify.
@@ -57,6 +60,16 @@ pub struct BuildOptions<'a> {
     pub worker: &'a Path,
     /// Set by another thread to stop.
     pub cancel: Arc<AtomicBool>,
+}
+
+impl BuildOptions<'_> {
+    /// How the graphs compute.
+    pub(super) fn numerics(&self) -> Numerics<'_> {
+        Numerics {
+            precision: self.precision,
+            quantization: self.quantization,
+        }
+    }
 }
 
 /// A step of a build.

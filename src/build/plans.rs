@@ -132,6 +132,7 @@ fn build_plan(
             bytes: report.plan_bytes,
             seconds: start.elapsed().as_secs_f64(),
             peak_memory_bytes: report.peak_rss_bytes,
+            quantized: graph.quantized,
         },
         component,
     })

@@ -109,6 +109,7 @@ impl Args {
             force: self.force,
             targets: &targets,
             precision: self.precision.into(),
+            quantization: None,
             max_context: self.max_context,
             draft_tokens: self.draft_tokens,
             max_tiles: self.tiles,

@@ -1,0 +1,128 @@
+//! Integers in the graphs of a build.
+
+use std::path::Path;
+
+use super::component::ComponentKind;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::onnx::OnnxModel;
+use crate::onnx::passes;
+use crate::quantize::{
+    GraphRanges, Method, QuantizeOptions, QuantizeReport, Ranges, Scales, Scheme, quantize,
+    quantize_embedding, simplify_for_int8,
+};
+
+/// How the graphs of a build are quantized.
+#[derive(Debug, Clone)]
+pub struct Quantization {
+    /// What becomes integers.
+    pub options: QuantizeOptions,
+    /// Store the embedding table as integers, too.
+    pub embedding: bool,
+    observed: Option<Observed>,
+}
+
+/// What calibration found.
+#[derive(Debug, Clone)]
+struct Observed {
+    scales: Scales,
+    ranges: Ranges,
+}
+
+impl Quantization {
+    /// Weights alone, for which nothing has to be observed.
+    pub fn of_weights() -> Self {
+        Self {
+            options: QuantizeOptions::new(Scheme::Int8Weights),
+            embedding: true,
+            observed: None,
+        }
+    }
+
+    /// Weights and activations, with the ranges that `method` chose.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the scales have none of that method.
+    pub fn with_scales(scales: Scales, method: Method) -> Result<Self> {
+        let ranges = scales.ranges(method)?;
+        Ok(Self {
+            options: QuantizeOptions::new(Scheme::Int8),
+            embedding: true,
+            observed: Some(Observed { scales, ranges }),
+        })
+    }
+
+    /// The scales, if activations are quantized.
+    pub fn scales(&self) -> Option<&Scales> {
+        self.observed.as_ref().map(|observed| &observed.scales)
+    }
+
+    /// The method that chose the ranges.
+    pub fn method(&self) -> Option<Method> {
+        self.observed
+            .as_ref()
+            .map(|observed| observed.ranges.method)
+    }
+
+    /// Refuses scales that were observed on other graphs than the model's.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] naming `path`, the file of the scales, and both digests.
+    pub fn check_model(&self, path: &Path, model: &Model) -> Result<()> {
+        let Some(scales) = self.scales() else {
+            return Ok(());
+        };
+        for kind in [ComponentKind::Vision, ComponentKind::Decoder] {
+            let graph = OnnxModel::load(kind.source(model))?;
+            scales.check_graph(path, kind.name(), &graph)?;
+        }
+        Ok(())
+    }
+
+    /// True if the scheme has something to do with a component.
+    pub(super) fn concerns(&self, kind: ComponentKind) -> bool {
+        match kind {
+            ComponentKind::Vision => self.options.scheme == Scheme::Int8,
+            ComponentKind::Embed => self.embedding,
+            ComponentKind::Decoder => true,
+        }
+    }
+
+    /// Quantizes a component that [`passes::prepare_plain`] has prepared.
+    pub(super) fn apply(
+        &self,
+        kind: ComponentKind,
+        graph: &mut OnnxModel,
+    ) -> Result<Option<QuantizeReport>> {
+        if kind == ComponentKind::Embed {
+            quantize_embedding(graph)?;
+            return Ok(None);
+        }
+        simplify_for_int8(graph)?;
+        quantize(graph, self.ranges(kind)?, &self.options).map(Some)
+    }
+
+    fn ranges(&self, kind: ComponentKind) -> Result<Option<&GraphRanges>> {
+        let Some(observed) = &self.observed else {
+            return Ok(None);
+        };
+        let ranges = observed.ranges.graphs.get(kind.name());
+        ranges.map(Some).ok_or_else(|| Error::Argument {
+            name: "scales",
+            reason: format!("none of the component `{}`", kind.name()),
+        })
+    }
+}
+
+/// Makes a component a quantized graph that computes the rest in FP32, with the dimensions that
+/// its file has.
+pub(super) fn quantized_fp32(
+    kind: ComponentKind,
+    graph: &mut OnnxModel,
+    quantization: &Quantization,
+) -> Result<Option<QuantizeReport>> {
+    passes::prepare_plain(graph, &[])?;
+    let report = quantization.apply(kind, graph)?;
+    passes::to_fp32(graph)?;
+    Ok(report)
+}
