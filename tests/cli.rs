@@ -185,6 +185,34 @@ fn run_with_tiles_gives_the_tokens_of_as_many_pictures() {
     );
 }
 
+#[test]
+fn run_with_padding_drops_tokens_of_tiles_that_see_none_of_the_frame() {
+    let dir = tempfile::tempdir().expect("dir");
+    let folder = root().join("tests/data/tiny/smolvlm-tiny-plain");
+    let wide = dir.path().join("wide.png");
+    image::RgbImage::from_fn(512, 128, |x, y| image::Rgb([x as u8, y as u8, 90]))
+        .save(&wide)
+        .expect("png");
+    let run = |tiles: &str| {
+        let mut command = trtvlm(dir.path());
+        command.arg("run").arg(&folder).arg("--image").arg(&wide);
+        command.args(["--prompt", "hello", "--max-tokens", "4", "--json"]);
+        command.args(["--fit", "pad", "--tiles", tiles]);
+        json(&command.output().expect("run"))
+    };
+    // Four by four tiles of two by two tokens: the frame lies in the lower half of the second row
+    // and in the upper half of the third. The picture of the whole comes last: all of it sees some.
+    let tiled = run("17");
+    assert_eq!(tiled["visual_tokens"]["total"], 68);
+    let second_row = (4..8).flat_map(|tile| [4 * tile + 2, 4 * tile + 3]);
+    let third_row = (8..12).flat_map(|tile| [4 * tile, 4 * tile + 1]);
+    let kept: Vec<u64> = second_row.chain(third_row).chain(64..68).collect();
+    assert_eq!(tiled["visual_tokens"]["indices"], Value::from(kept));
+    assert_eq!(tiled["visual_tokens"]["kept"], 20);
+    let whole = run("1");
+    assert_eq!(whole["visual_tokens"]["kept"], 4);
+}
+
 /// The demo model, but that what it calls " and" is spelt as a full stop.
 fn model_with_full_stops(to: &Path) -> PathBuf {
     let model = to.join("model");

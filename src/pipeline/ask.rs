@@ -209,21 +209,23 @@ fn slot(image: &PixelValues, tiled: bool) -> ImageSlot {
 
 /// Visual tokens that see at least one pixel of the frame: padding is dropped before prefill.
 ///
-/// Only single square grids are looked at; tiled families mask their padding themselves.
+/// Every picture of a frame has a square grid of tokens; where `total` says otherwise all stay.
 fn kept_tokens(image: &PixelValues, total: usize) -> Vec<usize> {
-    let side = total.isqrt();
-    let size = image.pixels.shape().last().copied().unwrap_or(0);
-    let [x0, y0, x1, y1] = image.content;
-    let whole = [x0, y0, x1, y1] == [0, 0, size, size];
-    if whole || image.mask.is_some() || side * side != total || !size.is_multiple_of(side) {
+    let (pictures, size) = (image.pixels.shape()[0].max(1), image.side());
+    let per_picture = total / pictures;
+    let side = per_picture.isqrt();
+    let is_grid = side > 0 && side * side * pictures == total && size.is_multiple_of(side);
+    if !is_grid {
         return (0..total).collect();
     }
     let cell = size / side;
-    let sees = |token: usize| {
-        let (x, y) = (token % side * cell, token / side * cell);
+    let sees = |&token: &usize| {
+        let [x0, y0, x1, y1] = image.content_of(token / per_picture);
+        let place = token % per_picture;
+        let (x, y) = (place % side * cell, place / side * cell);
         x < x1 && x + cell > x0 && y < y1 && y + cell > y0
     };
-    (0..total).filter(|&token| sees(token)).collect()
+    (0..total).filter(sees).collect()
 }
 
 /// Ids and positions without the slots of visual tokens that were dropped.
@@ -259,12 +261,15 @@ mod tests {
     use super::*;
     use crate::tensor::Tensor;
 
-    fn image(content: [usize; 4]) -> PixelValues {
-        let pixels = Tensor::new("pixels", [1, 3, 8, 8], vec![0.0; 192]).expect("shape");
+    fn image(pictures: usize, grid: Option<(usize, usize)>, content: [usize; 4]) -> PixelValues {
+        let data = vec![0.0; pictures * 192];
         PixelValues {
-            pixels,
-            mask: None,
-            grid: None,
+            pixels: Tensor::new("pixels", [pictures, 3, 8, 8], data).expect("shape"),
+            mask: grid
+                .map(|_| Tensor::new("mask", [pictures, 8, 8], vec![1; 64 * pictures]))
+                .transpose()
+                .expect("shape"),
+            grid,
             content,
             notes: Default::default(),
         }
@@ -281,7 +286,36 @@ mod tests {
             ([3, 0, 4, 8], &[1, 5, 9, 13]),
         ];
         for (content, kept) in cases {
-            assert_eq!(kept_tokens(&image(content), 16), kept, "{content:?}");
+            assert_eq!(
+                kept_tokens(&image(1, None, content), 16),
+                kept,
+                "{content:?}"
+            );
+        }
+    }
+
+    /// Two by two tiles of 8 x 8 pixels and the whole frame, four tokens each.
+    #[test]
+    fn kept_tokens_of_tiles_are_those_of_each_tile() {
+        let cases: [([usize; 4], &[usize]); 3] = [
+            (
+                [0, 0, 16, 16],
+                &[
+                    0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
+                ],
+            ),
+            // Rows 5 to 9: the lower half of the upper tiles, the upper half of the lower ones.
+            ([0, 5, 16, 10], &[2, 3, 6, 7, 8, 9, 12, 13, 16, 17, 18, 19]),
+            // All of it in the tile at top left.
+            ([1, 1, 4, 4], &[0, 16]),
+        ];
+        for (content, kept) in cases {
+            let image = image(5, Some((2, 2)), content);
+            assert_eq!(kept_tokens(&image, 20), kept, "{content:?}");
+            // A tower that left a picture out, or has other tokens: nobody knows which is which.
+            for total in [16, 15, 0] {
+                assert_eq!(kept_tokens(&image, total).len(), total);
+            }
         }
     }
 
