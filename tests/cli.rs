@@ -213,9 +213,8 @@ fn run_with_padding_drops_tokens_of_tiles_that_see_none_of_the_frame() {
     assert_eq!(whole["visual_tokens"]["kept"], 4);
 }
 
-/// The demo model, but that what it calls " and" is spelt as a full stop.
-fn model_with_full_stops(to: &Path) -> PathBuf {
-    let model = to.join("model");
+/// The demo model's own files, in `model`.
+fn copy_demo(model: &Path) {
     std::fs::create_dir_all(model.join("onnx")).expect("mkdir");
     for folder in ["", "onnx"] {
         for entry in std::fs::read_dir(demo().join(folder)).expect("demo") {
@@ -226,6 +225,12 @@ fn model_with_full_stops(to: &Path) -> PathBuf {
             }
         }
     }
+}
+
+/// The demo model, but that what it calls " and" is spelt as a full stop.
+fn model_with_full_stops(to: &Path) -> PathBuf {
+    let model = to.join("model");
+    copy_demo(&model);
     let path = model.join("tokenizer.json");
     let bytes = std::fs::read(&path).expect("tokenizer");
     let mut tokenizer: Value = serde_json::from_slice(&bytes).expect("JSON");
@@ -278,6 +283,67 @@ fn interrupt(child: &Child) {
     let pid = child.id().to_string();
     let sent = Command::new("kill").args(["-INT", &pid]).status();
     assert!(sent.expect("kill").success());
+}
+
+/// The demo model, but that its vision tower takes a minute.
+fn model_that_sees_slowly(to: &Path) -> PathBuf {
+    use trtvlm::onnx::OnnxModel;
+    use trtvlm::onnx::proto::{NodeProto, TensorProto};
+    let model = to.join("model");
+    copy_demo(&model);
+    let path = model.join("onnx/vision_encoder_fp16.onnx");
+    let mut tower = OnnxModel::load(&path).expect("graph");
+    let graph = tower.graph_mut();
+    let (input, output) = (graph.input[0].name.clone(), graph.output[0].name.clone());
+    for node in &mut graph.node {
+        for made in node.output.iter_mut().filter(|made| **made == output) {
+            *made = "features".to_owned();
+        }
+    }
+    let side = TensorProto::from_i64("side", &[2], &[1500, 1500]);
+    graph.initializer.push(side);
+    let reduce =
+        |from: &str, to: &str| NodeProto::new("ReduceMax", &[from], &[to]).with_int("keepdims", 0);
+    let mut nodes = vec![
+        reduce(&input, "brightest"),
+        NodeProto::new("ConstantOfShape", &["side"], &["nothing"]),
+        NodeProto::new("Mul", &["nothing", "brightest"], &["power0"]),
+    ];
+    for n in 0..500 {
+        let [from, to] = [n, n + 1].map(|n| format!("power{n}"));
+        nodes.push(NodeProto::new("MatMul", &[&from, &from], &[&to]));
+    }
+    nodes.push(reduce("power500", "zero"));
+    nodes.push(NodeProto::new("Add", &["features", "zero"], &[&output]));
+    graph.node.extend(nodes);
+    // The graph lies in the file that it replaces.
+    let changed = to.join("changed.onnx");
+    tower.save(&changed).expect("save");
+    drop(tower);
+    std::fs::rename(&changed, &path).expect("rename");
+    let data = model.join("onnx/changed.onnx.data");
+    std::fs::rename(to.join("changed.onnx.data"), data).expect("rename");
+    model
+}
+
+#[test]
+fn run_interrupted_before_its_answer_begins_ends_at_once() {
+    let dir = tempfile::tempdir().expect("dir");
+    let model = model_that_sees_slowly(dir.path());
+    let temp = tempfile::tempdir().expect("dir");
+    let mut child = ask(temp.path(), &model, 1, &["--json"])
+        .spawn()
+        .expect("spawn");
+    let mut stderr = BufReader::new(child.stderr.take().expect("pipe"));
+    let mut line = String::new();
+    stderr.read_line(&mut line).expect("what was loaded");
+    assert!(line.contains("cpu engine"), "{line}");
+    interrupt(&child);
+    let output = child.wait_with_output().expect("wait");
+    assert_eq!(output.status.code(), Some(130));
+    // An orderly end comes after the pass that is at work, with an object that says so.
+    assert_eq!(text(&output.stdout), "");
+    assert_eq!(names(temp.path()), [""; 0], "temporary files");
 }
 
 /// So many pictures that no machine is through with them before a signal arrives.

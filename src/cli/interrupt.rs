@@ -1,4 +1,5 @@
-//! Ctrl-C: the first asks for an orderly end, the second ends at once.
+//! Ctrl-C: the first asks for an orderly end, the second ends at once; so does the first where
+//! there is nothing to be brought to an end.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -8,17 +9,27 @@ pub const EXIT_INTERRUPTED: u8 = 130;
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
+/// Whether the first Ctrl-C ends the process.
+static AT_ONCE: AtomicBool = AtomicBool::new(false);
+
 /// Installs the handler; the flag becomes true at the first Ctrl-C (or SIGTERM).
 ///
 /// # Errors
 /// If a handler is installed already.
 pub fn install() -> anyhow::Result<&'static AtomicBool> {
     ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+        let again = INTERRUPTED.swap(true, Ordering::SeqCst);
+        if again || AT_ONCE.load(Ordering::SeqCst) {
             std::process::exit(i32::from(EXIT_INTERRUPTED));
         }
     })?;
     Ok(&INTERRUPTED)
+}
+
+/// Says whether the first Ctrl-C ends the process from now on, because nothing would be lost: a
+/// pass of a large model takes seconds, and cannot be left in any other way.
+pub fn end_at_once(yes: bool) {
+    AT_ONCE.store(yes, Ordering::SeqCst);
 }
 
 /// The flag that [`install`] gives out, for work that keeps it.

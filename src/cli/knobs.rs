@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::ValueEnum;
 
+use super::interrupt;
 use super::main::say;
 use super::source::resolve;
 use crate::decode::Sampling;
@@ -159,7 +160,11 @@ impl Knobs {
 /// As [`Knobs::open`].
 pub fn open(model: &Path, variant: Option<&str>, cancel: &AtomicBool) -> Result<Pipeline> {
     let path = resolve(model, variant, cancel)?;
-    let pipeline = Pipeline::open(&path, variant)?;
+    // What is half loaded is worth nothing.
+    interrupt::end_at_once(true);
+    let pipeline = Pipeline::open(&path, variant);
+    interrupt::end_at_once(false);
+    let pipeline = pipeline?;
     say(format_args!(
         "{}: {} on the {} engine",
         path.display(),

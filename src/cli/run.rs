@@ -48,14 +48,16 @@ impl Args {
         Text::check_question(&question)?;
         self.knobs.check()?;
         let mut pipeline = self.knobs.open(&self.model, cancel)?;
+        interrupt::end_at_once(true);
         let ask = Ask {
             cancel: Some(cancel),
             ..self.knobs.ask()
         };
         for image in &self.image {
             let frame = Frame::load(image)?;
-            self.answer(&mut pipeline, &frame, &question, &ask)
-                .with_context(|| image.display().to_string())?;
+            let answered = self.answer(&mut pipeline, &frame, &question, &ask);
+            interrupt::end_at_once(true);
+            answered.with_context(|| image.display().to_string())?;
             if interrupt::interrupted() {
                 break;
             }
@@ -73,7 +75,10 @@ impl Args {
         // Not locked while the model runs: the engine may print there, too (`RTEN_TIMING`).
         let mut out = stdout();
         if self.json {
-            let answer = pipeline.ask(frame, question, ask, &mut |_| {})?;
+            let mut begun = |_: &str| interrupt::end_at_once(false);
+            let answer = pipeline.ask(frame, question, ask, &mut begun)?;
+            // A line is whole or not there.
+            interrupt::end_at_once(false);
             serde_json::to_writer(&mut out, &answer).map_err(std::io::Error::from)?;
             return Ok(writeln!(out)?);
         }
@@ -82,6 +87,7 @@ impl Args {
         let terminal = out.is_terminal();
         let mut broken = None;
         let answer = pipeline.ask(frame, question, ask, &mut |piece| {
+            interrupt::end_at_once(false);
             if stream && broken.is_none() {
                 let written = out
                     .write_all(shown(piece, terminal).as_bytes())

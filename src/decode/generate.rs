@@ -40,7 +40,8 @@ pub struct Limits<'a> {
 }
 
 impl Limits<'_> {
-    fn exceeded(&self) -> Option<Stop> {
+    /// Why no pass of the model may start any more.
+    pub fn exceeded(&self) -> Option<Stop> {
         if self.cancel.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
             return Some(Stop::Cancelled);
         }

@@ -30,7 +30,7 @@ pub struct Answer {
 }
 
 /// Visual tokens before and after dropping.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct VisualTokens {
     /// Tokens that the vision tower made.
     pub total: usize,

@@ -74,15 +74,6 @@ impl Pipeline {
             .prompt(question, &[slot(&image, self.config.family.tiled)])?;
         self.check_context(prompt.ids.len())?;
 
-        let vision = Instant::now();
-        let total = self.backend.encode(&image)?;
-        timings.vision = ms(vision.elapsed());
-
-        let prune = Instant::now();
-        let kept = kept_tokens(&image, total);
-        let (ids, positions) = drop_slots(&prompt.ids, self.config.image_token_id, &kept, total)?;
-        timings.prune = ms(prune.elapsed());
-
         let max_tokens = ask
             .max_tokens
             .or(self.config.max_new_tokens)
@@ -94,6 +85,20 @@ impl Pipeline {
             deadline: ask.deadline,
             cancel: ask.cancel,
         };
+        if let Some(stop) = limits.exceeded() {
+            timings.total = ms(start.elapsed());
+            return Ok(self.unanswered(stop, timings));
+        }
+
+        let vision = Instant::now();
+        let total = self.backend.encode(&image)?;
+        timings.vision = ms(vision.elapsed());
+
+        let prune = Instant::now();
+        let kept = kept_tokens(&image, total);
+        let (ids, positions) = drop_slots(&prompt.ids, self.config.image_token_id, &kept, total)?;
+        timings.prune = ms(prune.elapsed());
+
         let prefill = Prefill {
             ids: &ids,
             positions: &positions,
@@ -169,6 +174,27 @@ impl Pipeline {
             timings_ms: timings,
             peak_memory_bytes: peak_resident_bytes(),
         })
+    }
+
+    /// An answer that ended before the model saw anything.
+    fn unanswered(&self, stop: Stop, timings_ms: Timings) -> Answer {
+        Answer {
+            text: String::new(),
+            token_ids: Vec::new(),
+            stop,
+            backend: self.backend_name(),
+            precision: self.precision().to_owned(),
+            prompt_tokens: 0,
+            visual_tokens: VisualTokens::default(),
+            speculation: Speculation {
+                draft: "off",
+                steps: 0,
+                proposed: 0,
+                accepted: 0,
+            },
+            timings_ms,
+            peak_memory_bytes: peak_resident_bytes(),
+        }
     }
 
     /// Says once that the model's configuration cuts frames.
@@ -316,6 +342,33 @@ mod tests {
             for total in [16, 15, 0] {
                 assert_eq!(kept_tokens(&image, total).len(), total);
             }
+        }
+    }
+
+    #[test]
+    fn question_that_is_cancelled_or_late_reaches_no_pass_of_the_model() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut pipeline = Pipeline::open(&root.join("onnx/uav-tiny"), None).expect("model");
+        let frame = Frame::load(&root.join("calibration/images/0024.png")).expect("frame");
+        let cancelled = AtomicBool::new(true);
+        let cases = [
+            (Some(&cancelled), None, Stop::Cancelled),
+            (None, Some(Instant::now()), Stop::Deadline),
+        ];
+        for (cancel, deadline, stop) in cases {
+            let ask = Ask {
+                cancel,
+                deadline,
+                ..Ask::default()
+            };
+            let answer = pipeline.ask(&frame, "describe the scene", &ask, &mut |_| {});
+            let answer = answer.expect("no error");
+            assert_eq!(answer.stop, stop);
+            assert!(answer.token_ids.is_empty() && answer.text.is_empty());
+            assert_eq!(
+                (answer.timings_ms.vision, answer.visual_tokens.total),
+                (0.0, 0)
+            );
         }
     }
 
