@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo, Metadata};
 use hf_hub::{Cache, Repo};
@@ -14,6 +15,9 @@ use super::files::{refused, size_limit, too_large};
 use super::{HubOptions, RepoId};
 use crate::digest::{is_sha256, sha256_file};
 use crate::error::{Error, Result};
+
+/// How often it is looked whether another process has fetched a file.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// A repository on the hub.
 pub(super) struct Client {
@@ -31,9 +35,21 @@ pub(super) struct Listing {
 }
 
 /// A failure, and whether trying again may help.
+#[derive(Debug)]
 struct Failure {
     error: Error,
-    retry: bool,
+    again: Again,
+}
+
+/// Whether a transfer is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// It would fail again.
+    Never,
+    /// As often as the options say.
+    Counted,
+    /// Until it is there: another process is fetching the file.
+    Waiting,
 }
 
 impl Client {
@@ -72,22 +88,14 @@ impl Client {
     /// Fetches a file, resuming and repeating what breaks, and verifies it.
     pub(super) fn download(&self, file: &str, commit: &str, report: &Report) -> Result<()> {
         let path = self.cache.snapshot(commit).join(file);
-        // Files get their name in the snapshot when they are whole.
-        if path.is_file() {
-            return Ok(());
-        }
-        let mut wait = self.options.retry_wait;
-        let mut left = self.options.retries;
-        loop {
-            match self.attempt(file, &path, commit, report) {
-                Ok(()) => return Ok(()),
-                Err(Failure { error, retry }) if !retry || left == 0 => return Err(error),
-                Err(Failure { error, .. }) => tracing::warn!("{error}; trying again"),
+        let wait = |time| report.wait(time);
+        insist(self.options.retries, self.options.retry_wait, wait, || {
+            // Files get their name in the snapshot when they are whole.
+            if path.is_file() {
+                return Ok(());
             }
-            left -= 1;
-            report.wait(wait);
-            wait *= 2;
-        }
+            self.attempt(file, &path, commit, report)
+        })
     }
 
     fn attempt(
@@ -99,7 +107,7 @@ impl Client {
     ) -> Result<(), Failure> {
         let stop = |reason: String| Failure {
             error: refused(&self.id, format!("{file}: {reason}")),
-            retry: false,
+            again: Again::Never,
         };
         let meta = self
             .api
@@ -117,7 +125,7 @@ impl Client {
         if meta.size() as u64 > size_limit(file) {
             return Err(Failure {
                 error: too_large(&self.id, file, meta.size() as u64),
-                retry: false,
+                again: Again::Never,
             });
         }
         let blob = self.cache.blob(meta.etag());
@@ -134,7 +142,7 @@ impl Client {
             let reason = format!("{file}: {error}");
             Failure {
                 error: refused(&self.id, reason),
-                retry: true,
+                again: Again::Counted,
             }
         })
     }
@@ -160,31 +168,36 @@ impl Client {
     }
 
     fn failure(&self, file: &str, error: ApiError) -> Failure {
-        let network = |reason: String, retry| Failure {
+        let network = |reason: String, again| Failure {
             error: refused(&self.id, format!("{file}: {reason}")),
-            retry,
+            again,
         };
         match error {
             ApiError::RequestError(error) => match *error {
-                ureq::Error::StatusCode(code) => network(status(code), is_passing(code)),
-                other => network(format!("{}: {other}", self.options.endpoint), true),
+                ureq::Error::StatusCode(code) if is_passing(code) => {
+                    network(status(code), Again::Counted)
+                }
+                ureq::Error::StatusCode(code) => network(status(code), Again::Never),
+                other => network(
+                    format!("{}: {other}", self.options.endpoint),
+                    Again::Counted,
+                ),
             },
             ApiError::IoError(source) if is_local(source.kind()) => Failure {
                 error: Error::Io {
                     path: self.options.cache.clone(),
                     source,
                 },
-                retry: false,
+                again: Again::Never,
             },
-            ApiError::IoError(source) => network(format!("the transfer broke: {source}"), true),
+            ApiError::IoError(source) => {
+                network(format!("the transfer broke: {source}"), Again::Counted)
+            }
             ApiError::LockAcquisition(path) => network(
-                format!(
-                    "another process is fetching it ({} is locked)",
-                    path.display()
-                ),
-                false,
+                format!("another process is fetching it ({})", path.display()),
+                Again::Waiting,
             ),
-            other => network(other.to_string(), false),
+            other => network(other.to_string(), Again::Never),
         }
     }
 
@@ -196,6 +209,38 @@ impl Client {
     /// What the cache knows of this repository.
     pub(super) fn cache(&self) -> &RepoCache {
         &self.cache
+    }
+}
+
+/// Calls `attempt` until it has done its work, or failed for good: `retries` times after the first
+/// failure that may pass, `pause` the wait before the first of them, doubled for each further one.
+fn insist(
+    retries: u32,
+    mut pause: Duration,
+    wait: impl Fn(Duration),
+    mut attempt: impl FnMut() -> Result<(), Failure>,
+) -> Result<()> {
+    let (mut left, mut is_told) = (retries, false);
+    loop {
+        let Err(Failure { error, again }) = attempt() else {
+            return Ok(());
+        };
+        match again {
+            Again::Counted if left > 0 => {
+                tracing::warn!("{error}; trying again");
+                left -= 1;
+                wait(pause);
+                pause *= 2;
+            }
+            Again::Waiting => {
+                if !is_told {
+                    tracing::warn!("{error}; waiting for it");
+                    is_told = true;
+                }
+                wait(LOOK_AGAIN);
+            }
+            _ => return Err(error),
+        }
     }
 }
 
@@ -228,4 +273,73 @@ fn is_local(kind: ErrorKind) -> bool {
             | ErrorKind::NotADirectory
             | ErrorKind::NotFound
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    /// Attempts that fail as listed, then work; how many were made, and the waits in milliseconds.
+    fn insisted(failures: &[Again]) -> (Result<()>, usize, Vec<u128>) {
+        let (mut n, waits) = (0, RefCell::new(Vec::new()));
+        let wait = |time: Duration| waits.borrow_mut().push(time.as_millis());
+        let done = insist(2, Duration::from_millis(10), wait, || {
+            n += 1;
+            let error = Error::Cancelled;
+            match failures.get(n - 1) {
+                Some(&again) => Err(Failure { error, again }),
+                None => Ok(()),
+            }
+        });
+        (done, n, waits.into_inner())
+    }
+
+    #[test]
+    fn transfer_is_repeated_as_often_as_its_failure_is_worth() {
+        use Again::{Counted, Never, Waiting};
+        let each = LOOK_AGAIN.as_millis();
+        let cases: [(&[Again], bool, usize, &[u128]); 6] = [
+            (&[], true, 1, &[]),
+            (&[Never], false, 1, &[]),
+            (&[Counted, Counted], true, 3, &[10, 20]),
+            (&[Counted, Counted, Counted], false, 3, &[10, 20]),
+            (&[Counted, Never], false, 2, &[10]),
+            // Waiting for another process uses nothing up.
+            (
+                &[Waiting, Waiting, Waiting, Counted, Waiting],
+                true,
+                6,
+                &[each, each, each, 10, each],
+            ),
+        ];
+        for (failures, good, n, waits) in cases {
+            let (done, made, waited) = insisted(failures);
+            assert_eq!((done.is_ok(), made), (good, n), "{failures:?}");
+            assert_eq!(waited, waits, "{failures:?}");
+        }
+    }
+
+    #[test]
+    fn file_that_another_process_fetches_is_waited_for() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let options = HubOptions {
+            cache: dir.path().to_path_buf(),
+            endpoint: "http://127.0.0.1:9".to_owned(),
+            token: None,
+            stall: Duration::from_secs(1),
+            retries: 0,
+            retry_wait: Duration::ZERO,
+        };
+        let client = Client::new(&options, &"own/model".parse().expect("id")).expect("client");
+        let locked = ApiError::LockAcquisition("x.lock".into());
+        let failure = client.failure("onnx/x.onnx", locked);
+        assert_eq!(failure.again, Again::Waiting);
+        let text = failure.error.to_string();
+        assert!(
+            text.contains("own/model") && text.contains("x.lock"),
+            "{text}"
+        );
+    }
 }

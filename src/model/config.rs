@@ -340,13 +340,21 @@ fn too_large(json: &Json, what: &str, actual: u64, limit: usize) -> Error {
     }
 }
 
-/// The folder's own name, also for `.` and `..`.
+/// The folder's own name, also for `.` and `..`; in a hub's cache, where folders are called after
+/// commits (`models--<owner>--<name>/snapshots/<commit>`), the repository's.
 fn folder_name(dir: &Path) -> String {
     let full = dir.canonicalize();
-    full.as_deref()
-        .unwrap_or(dir)
-        .file_name()
-        .map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
+    let full = full.as_deref().unwrap_or(dir);
+    let name = |path: &Path| Some(path.file_name()?.to_string_lossy().into_owned());
+    let repository = || {
+        let snapshots = full.parent().filter(|above| above.ends_with("snapshots"))?;
+        let folder = name(snapshots.parent()?)?;
+        let (_, repository) = folder.strip_prefix("models--")?.split_once("--")?;
+        Some(repository.to_owned())
+    };
+    repository()
+        .or_else(|| name(full))
+        .unwrap_or_else(|| "model".into())
 }
 
 #[cfg(test)]

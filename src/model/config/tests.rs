@@ -53,6 +53,20 @@ fn nested() -> Value {
 }
 
 #[test]
+fn name_of_a_folder_in_the_hubs_cache_is_the_repositorys() {
+    for (path, name) in [
+        ("a/models/FastVLM", "FastVLM"),
+        ("hub/models--own--Some-VLM/snapshots/0123abc", "Some-VLM"),
+        ("hub/models--own--Some-VLM/blobs/0123abc", "0123abc"),
+        ("hub/datasets--own--x/snapshots/0123abc", "0123abc"),
+        ("snapshots/0123abc", "0123abc"),
+        ("/", "model"),
+    ] {
+        assert_eq!(folder_name(Path::new(path)), name, "{path}");
+    }
+}
+
+#[test]
 fn config_of_demo_model_is_read() {
     let c = ModelConfig::load(&repository("onnx/uav-tiny")).expect("demo model");
     assert_eq!((c.name.as_str(), c.family.name), ("uav-tiny", "fastvlm"));
