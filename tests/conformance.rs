@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
-use trtvlm::backend::{Backend, CpuBackend, Prefill};
+use trtvlm::backend::{Backend, CpuBackend, Logits, Prefill};
 use trtvlm::model::Model;
 use trtvlm::preprocess::{Fit, Frame, Notes, PixelValues, Processor, Tiles};
 use trtvlm::tensor::Tensor;
@@ -254,6 +254,56 @@ fn cpu_backend_after_rollback_gives_the_same_logits() {
         let difference = largest_difference(three.row(2), again.row(1));
         assert!(difference <= case.logits_tolerance, "{label}: {difference}");
         assert!(backend.rollback(ids.len() + 9).is_err(), "{label}");
+    }
+}
+
+#[test]
+fn cpu_backend_with_gaps_between_positions_gives_the_same_logits_in_every_form() {
+    // The forms of a family have the same weights. The plain one is PyTorch's own export, and reads
+    // `position_ids`; what the others do with them must come to the same.
+    for family in ["fastvlm", "smolvlm"] {
+        let mut reference: Option<[Logits; 2]> = None;
+        let forms = cases()
+            .filter(|case| case.label.starts_with(family) && case.model.files.variant == "fp32");
+        let mut n_forms = 0;
+        for case in forms {
+            let label = &case.label;
+            let (mut backend, all_ids, _, visual) = case.start();
+            assert!(backend.takes_positions(), "{label}");
+            let image_token = case.model.config.image_token_id;
+            // Every third visual token stays, each where it was.
+            let (mut n_seen, mut ids, mut positions) = (0, Vec::new(), Vec::new());
+            for (position, &id) in (0u32..).zip(&all_ids) {
+                n_seen += usize::from(id == image_token);
+                if id != image_token || (n_seen - 1).is_multiple_of(3) {
+                    ids.push(id);
+                    positions.push(position);
+                }
+            }
+            assert!(ids.len() < all_ids.len());
+            let kept: Vec<usize> = visual.iter().copied().step_by(3).collect();
+            let prompt = Prefill {
+                ids: &ids,
+                positions: &positions,
+                visual: &kept,
+                image_token,
+                reserve: 2,
+            };
+            let prefill = backend.prefill(&prompt).expect(label);
+            let next = case.expected.ids("greedy_ids");
+            let step = backend.step(&next[..2], all_ids.len() as u32);
+            let given = [prefill, step.expect(label)];
+            n_forms += 1;
+            let Some(reference) = &reference else {
+                reference = Some(given);
+                continue;
+            };
+            for (ours, theirs) in given.iter().zip(reference) {
+                let difference = largest_difference(ours.last_row(), theirs.last_row());
+                assert!(difference <= case.logits_tolerance, "{label}: {difference}");
+            }
+        }
+        assert!(n_forms >= 3, "{family}: {n_forms} forms");
     }
 }
 

@@ -10,7 +10,7 @@ use crate::cpu::{Embedding, Session};
 use crate::error::{Error, Result};
 use crate::model::{FamilySpec, Model};
 use crate::onnx::OnnxModel;
-use crate::onnx::passes::{LOGIT_ROWS, select_logit_rows};
+use crate::onnx::passes::{LOGIT_ROWS, place_rows, select_logit_rows};
 use crate::preprocess::PixelValues;
 
 /// Axis of KV tensors `[1, kv_heads, rows, head_dim]` that grows.
@@ -67,6 +67,11 @@ impl CpuBackend {
         if !is_cut {
             select_logit_rows(&mut decoder)?;
         }
+        place_rows(
+            &mut decoder,
+            config.family.position_ids,
+            config.family.inputs_embeds,
+        );
         let decoder = Session::load(&decoder)?;
         Self::new(model, vision, decoder)
     }
@@ -175,6 +180,10 @@ impl Backend for CpuBackend {
             }
         }
         Ok(self.features.len() / self.d_model)
+    }
+
+    fn takes_positions(&self) -> bool {
+        self.decoder.position_ids.is_some()
     }
 
     fn prefill(&mut self, prompt: &Prefill<'_>) -> Result<Logits> {

@@ -77,6 +77,12 @@ pub trait Backend: Send {
     /// if the model's features do not have the decoder's width.
     fn encode(&mut self, image: &PixelValues) -> Result<usize>;
 
+    /// Whether rows stand at the positions that they are given. Where they do not, because the
+    /// model counts them itself, a prompt may have no gaps, and no visual token can be dropped.
+    fn takes_positions(&self) -> bool {
+        true
+    }
+
     /// Starts a new sequence; returns the logits after the prompt's last token, one row.
     ///
     /// # Errors

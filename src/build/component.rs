@@ -122,6 +122,8 @@ pub fn prepare(
     kind.check(&graph, &model.config)?;
     if kind == ComponentKind::Decoder {
         passes::select_logit_rows(&mut graph)?;
+        let family = model.config.family;
+        passes::place_rows(&mut graph, family.position_ids, family.inputs_embeds);
     }
     let integers = numerics.integers(kind)?;
     let report = match (runner, integers) {

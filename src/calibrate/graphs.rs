@@ -10,7 +10,7 @@ use crate::cpu::{Observer, Session};
 use crate::error::Result;
 use crate::model::Model;
 use crate::onnx::OnnxModel;
-use crate::onnx::passes::{prepare_fp32, select_logit_rows, sort_nodes};
+use crate::onnx::passes::{place_rows, prepare_fp32, select_logit_rows, sort_nodes};
 use crate::pipeline::Pipeline;
 use crate::preprocess::PixelValues;
 use crate::quantize::graph_digest;
@@ -77,6 +77,8 @@ pub fn lowered(component: &str, model: &Model) -> Result<OnnxModel> {
         graph = load(&model.files.decoder)?;
         contract::check_decoder(&graph, &model.config)?;
         select_logit_rows(&mut graph)?;
+        let family = model.config.family;
+        place_rows(&mut graph, family.position_ids, family.inputs_embeds);
     }
     prepare_fp32(&mut graph, &[])?;
     sort_nodes(&mut graph)?;
@@ -132,6 +134,10 @@ impl Backend for Phased {
         let n_tiles = image.pixels.shape().first().copied().unwrap_or(0);
         self.begin(Phase::Image, n_tiles);
         self.inner.encode(image)
+    }
+
+    fn takes_positions(&self) -> bool {
+        self.inner.takes_positions()
     }
 
     fn prefill(&mut self, prompt: &Prefill<'_>) -> Result<Logits> {

@@ -95,7 +95,10 @@ impl Pipeline {
         timings.vision = ms(vision.elapsed());
 
         let prune = Instant::now();
-        let kept = kept_tokens(&image, total);
+        let kept = match self.backend.takes_positions() {
+            true => kept_tokens(&image, total),
+            false => (0..total).collect(),
+        };
         let (ids, positions) = drop_slots(&prompt.ids, self.config.image_token_id, &kept, total)?;
         timings.prune = ms(prune.elapsed());
 

@@ -1,12 +1,13 @@
 //! Rewrites of a graph, one a file.
 //!
 //! The order for a TensorRT engine is that of [`prepare_fp16`] and [`prepare_fp32`], in
-//! `prepare.rs` ([`lower()`] is its first part alone); a CPU bundle needs [`select_logit_rows`]
-//! and, for half the bytes, [`store_weights_fp16`].
+//! `prepare.rs` ([`lower()`] is its first part alone); a CPU bundle needs [`select_logit_rows`],
+//! [`place_rows`] and, for half the bytes, [`store_weights_fp16`].
 //!
 //! | pass                  | what it changes |
 //! |-----------------------|-----------------|
 //! | [`select_logit_rows`] | logits of the rows that are asked for, before everything else |
+//! | [`place_rows`]        | attention that counts rows by itself is told their positions, before it is lowered |
 //! | [`return_new_rows`]   | new rows of the KV cache, not the whole of it |
 //! | [`split_lm_head`]     | the LM head in parts, if asked for |
 //! | [`set_dims`]          | named dimensions become numbers |
@@ -39,6 +40,7 @@ mod ops;
 mod opset;
 mod order;
 mod padded_tiles;
+mod place_rows;
 mod precision;
 mod prepare;
 mod retype;
@@ -63,6 +65,7 @@ pub use new_rows::{NEW_PREFIX, return_new_rows};
 pub use opset::{declare_opset, raise_opset};
 pub use order::sort_nodes;
 pub use padded_tiles::keep_all_tiles;
+pub use place_rows::place_rows;
 pub use prepare::{lower, prepare_fp16, prepare_fp32, prepare_plain};
 pub use scale_query::scale_query;
 pub use split_head::split_lm_head;
