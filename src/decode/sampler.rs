@@ -73,7 +73,12 @@ pub struct Sampler {
     sampling: Sampling,
     rng: ChaCha8Rng,
     logits: Vec<f32>,
+    /// Ids that can be drawn, most likely first.
     order: Vec<u32>,
+    /// Their weights, which need not sum to 1.
+    weights: Vec<f64>,
+    /// Probability of each id that the draft does not account for.
+    residual: Vec<f64>,
 }
 
 impl Sampler {
@@ -88,6 +93,8 @@ impl Sampler {
             rng: ChaCha8Rng::seed_from_u64(sampling.seed),
             logits: Vec::new(),
             order: Vec::new(),
+            weights: Vec::new(),
+            residual: Vec::new(),
         })
     }
 
@@ -99,17 +106,101 @@ impl Sampler {
     /// [`Error::Logits`] if a logit is NaN, or none is above minus infinity; the step is the
     /// caller's, here 0.
     pub fn pick(&mut self, logits: &[f32], history: &[u32]) -> Result<u32> {
+        if let Some(id) = self.prepare(logits, history)? {
+            return Ok(id);
+        }
+        let mass = self.candidates();
+        let left = self.uniform() * mass;
+        Ok(draw(&self.order, &self.weights, left))
+    }
+
+    /// Picks the next token where `id` was drawn from `drawn_from`, probabilities by id. The draft
+    /// is accepted if its own id is returned.
+    ///
+    /// What is returned is distributed as what [`pick`](Self::pick) returns, whatever the draft: it
+    /// is accepted with probability `min(1, p / q)`, else the token comes from `max(0, p - q)`. A
+    /// draft that was chosen and not drawn needs none of this: [`pick`](Self::pick) is the same rule
+    /// for a `q` of 1, and draws the very tokens that it would draw without drafts.
+    ///
+    /// Source: speculative sampling, arXiv 2211.17192, theorem 1.
+    ///
+    /// # Errors
+    /// As [`pick`](Self::pick).
+    pub fn pick_drafted(
+        &mut self,
+        logits: &[f32],
+        history: &[u32],
+        id: u32,
+        drawn_from: &[(u32, f32)],
+    ) -> Result<u32> {
+        if let Some(id) = self.prepare(logits, history)? {
+            return Ok(id);
+        }
+        let mass = self.candidates();
+        self.residual.clear();
+        self.residual.resize(logits.len(), 0.0);
+        for (&id, &weight) in self.order.iter().zip(&self.weights) {
+            self.residual[id as usize] = weight / mass;
+        }
+        let p = self.residual.get(id as usize).copied().unwrap_or(0.0);
+        let mut q = 0.0;
+        // Rounded probabilities do not quite sum to 1, but the id was drawn as if they did.
+        let sum: f64 = drawn_from.iter().map(|(_, q)| f64::from(*q)).sum();
+        for &(other, probability) in drawn_from {
+            let probability = f64::from(probability) / sum;
+            if other == id {
+                q += probability;
+            }
+            if let Some(left) = self.residual.get_mut(other as usize) {
+                *left -= probability;
+            }
+        }
+        if self.uniform() * q < p {
+            return Ok(id);
+        }
+        let rest = |id: &u32| self.residual[*id as usize].max(0.0);
+        let mut total: f64 = self.order.iter().map(rest).sum();
+        if total > 0.0 {
+            self.weights.clear();
+            self.weights.extend(self.order.iter().map(rest));
+        } else {
+            // Both distributions agree up to rounding: what is left is as p.
+            total = mass;
+        }
+        let left = self.uniform() * total;
+        Ok(draw(&self.order, &self.weights, left))
+    }
+
+    /// By how much the greedy choice `id` was ahead of the next one; `None` if tokens are drawn.
+    /// `logits` are those of the newest pick.
+    pub fn margin(&self, logits: &[f32], id: u32) -> Option<f32> {
+        if self.sampling.temperature > 0.0 {
+            return None;
+        }
+        let logits = match self.sampling.repetition_penalty {
+            1.0 => logits,
+            _ => &self.logits,
+        };
+        let (before, from) = logits.split_at_checked(id as usize)?;
+        let (&best, after) = from.split_first()?;
+        Some(best - largest(before).max(largest(after)))
+    }
+
+    /// Checks the logits and applies the penalty; returns the token if none has to be drawn.
+    fn prepare(&mut self, logits: &[f32], history: &[u32]) -> Result<Option<u32>> {
         check(logits)?;
         if self.sampling.repetition_penalty == 1.0 && self.sampling.temperature == 0.0 {
-            return Ok(argmax(logits));
+            return Ok(Some(argmax(logits)));
         }
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         self.penalize(history);
-        if self.sampling.temperature == 0.0 {
-            return Ok(argmax(&self.logits));
-        }
-        Ok(self.draw())
+        Ok((self.sampling.temperature == 0.0).then(|| argmax(&self.logits)))
+    }
+
+    /// A number from 0 to below 1.
+    fn uniform(&mut self) -> f64 {
+        (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     fn penalize(&mut self, history: &[u32]) {
@@ -132,12 +223,14 @@ impl Sampler {
         }
     }
 
-    fn draw(&mut self) -> u32 {
+    /// Finds the ids that can be drawn and their weights; returns the weights' sum.
+    fn candidates(&mut self) -> f64 {
         let Self {
             sampling,
-            rng,
             logits,
             order,
+            weights,
+            ..
         } = self;
         order.clear();
         order.extend(0..logits.len() as u32);
@@ -154,31 +247,54 @@ impl Sampler {
             order.truncate(keep);
         }
         order.sort_unstable_by(descending);
-        let Some(&first) = order.first() else {
-            return 0;
-        };
-        let max = logits[first as usize];
+        weights.clear();
+        let max = order.first().map_or(0.0, |&id| logits[id as usize]);
         if max.is_infinite() {
-            return first;
+            order.truncate(1);
+            weights.push(1.0);
+            return 1.0;
         }
-        let weight = |id: u32| f64::from((logits[id as usize] - max) / sampling.temperature).exp();
-        let total: f64 = order.iter().map(|&id| weight(id)).sum();
+        let weight =
+            |id: &u32| f64::from((logits[*id as usize] - max) / sampling.temperature).exp();
+        weights.extend(order.iter().map(weight));
+        let total: f64 = weights.iter().sum();
         let mut mass = 0.0;
-        let nucleus = order.iter().position(|&id| {
-            mass += weight(id);
+        let nucleus = weights.iter().position(|weight| {
+            mass += weight;
             mass >= f64::from(sampling.top_p) * total
         });
-        order.truncate(nucleus.map_or(order.len(), |last| last + 1));
-        let uniform = (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        let mut left = uniform * mass;
-        for &id in order.iter() {
-            left -= weight(id);
-            if left < 0.0 {
-                return id;
-            }
-        }
-        order.last().copied().unwrap_or(first)
+        let n = nucleus.map_or(order.len(), |last| last + 1);
+        order.truncate(n);
+        weights.truncate(n);
+        mass
     }
+}
+
+/// The id at which the sum of weights passes `left`.
+fn draw(ids: &[u32], weights: &[f64], mut left: f64) -> u32 {
+    let mut newest = 0;
+    for (&id, &weight) in ids.iter().zip(weights) {
+        left -= weight;
+        if weight > 0.0 {
+            newest = id;
+        }
+        if left < 0.0 {
+            break;
+        }
+    }
+    // By rounding the sum may not be reached: the last id that can be drawn is meant.
+    newest
+}
+
+/// The largest element, minus infinity for none.
+fn largest(logits: &[f32]) -> f32 {
+    let mut max = f32::NEG_INFINITY;
+    for &logit in logits {
+        if logit > max {
+            max = logit;
+        }
+    }
+    max
 }
 
 /// Refuses logits that a broken model gives: what would be picked from them means nothing.
