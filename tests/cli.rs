@@ -95,7 +95,17 @@ fn run_json_has_the_documented_keys_and_no_others() {
     );
     assert_eq!(
         keys(&answer["speculation"]),
-        ["draft", "steps", "proposed", "accepted"]
+        [
+            "draft",
+            "steps",
+            "proposed",
+            "accepted",
+            "by_position",
+            "tokens_per_pass",
+            "drafter_share",
+            "near_ties",
+            "switched_off",
+        ]
     );
     assert_eq!(
         keys(&answer["timings_ms"]),

@@ -48,6 +48,11 @@ impl Logits {
         Self { n_vocab, data }
     }
 
+    /// Size of the vocabulary.
+    pub fn n_vocab(&self) -> usize {
+        self.n_vocab
+    }
+
     /// Number of rows.
     pub fn n_rows(&self) -> usize {
         self.data.len() / self.n_vocab
@@ -100,4 +105,11 @@ pub trait Backend: Send {
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) if the sequence is shorter.
     fn rollback(&mut self, n_rows: usize) -> Result<()>;
+
+    /// Hidden states before the LM head for the rows whose logits the newest pass returned,
+    /// `[rows, d_model]` f32 on the host, where the backend keeps them for a drafter that reads
+    /// them.
+    fn hidden(&self) -> Option<&[f32]> {
+        None
+    }
 }

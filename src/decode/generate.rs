@@ -6,8 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::draft::{Accepted, Draft};
+use super::report::{NEAR_TIE, NearTie, Report};
 use super::sampler::Sampler;
-use crate::backend::{Backend, Prefill};
+use super::speculator::Speculator;
+use crate::backend::{Backend, Logits, Prefill};
 use crate::error::{Error, Result};
 
 /// Why an answer ended.
@@ -61,11 +64,18 @@ pub struct Generated {
     pub prefill: Duration,
     /// Time from the first token to the last.
     pub decode: Duration,
-    /// Passes of the decoder after the prefill.
-    pub steps: usize,
+    /// Passes of the decoder after the prefill, and how drafts fared.
+    pub speculation: Report,
 }
 
 /// Answers a prompt; `on_token` sees each token as it comes and can end the answer.
+///
+/// The `speculator` may propose tokens, which the target checks in one pass: the longest prefix that
+/// it would have chosen itself is taken, then its own next token; the rows of the others are
+/// forgotten. The answer is the one that comes without drafts: greedy token for token, drawn in
+/// distribution (token for token, too, if drafts were chosen and not drawn). Only rounding can part
+/// them: a pass of several rows may sum in another order than a pass of one, so that a choice that
+/// hung by less than [`NEAR_TIE`] may fall otherwise. [`Report::near_ties`] lists those.
 ///
 /// # Errors
 /// Those of the backend; [`Error::Logits`] if it returns NaN. An answer that was cut short by a limit is not an error.
@@ -74,57 +84,152 @@ pub fn generate(
     prompt: &Prefill<'_>,
     sampler: &mut Sampler,
     limits: &Limits<'_>,
+    speculator: &mut Speculator,
     on_token: &mut dyn FnMut(u32) -> Result<ControlFlow<Stop>>,
 ) -> Result<Generated> {
     let start = Instant::now();
-    let mut done = Generated {
+    let mut answer = Answer {
         ids: Vec::with_capacity(limits.max_tokens),
-        stop: Stop::Length,
-        prefill: Duration::ZERO,
-        decode: Duration::ZERO,
-        steps: 0,
+        history: prompt.ids.to_vec(),
+        near_ties: Vec::new(),
+        sampler,
+        limits,
+        on_token,
     };
-    if limits.max_tokens == 0 {
-        return Ok(done);
+    let early = match limits.max_tokens {
+        0 => Some(Stop::Length),
+        _ => limits.exceeded(),
+    };
+    if let Some(stop) = early {
+        return Ok(Generated {
+            ids: answer.ids,
+            stop,
+            prefill: Duration::ZERO,
+            decode: Duration::ZERO,
+            speculation: Report::default(),
+        });
     }
-    if let Some(stop) = limits.exceeded() {
-        return Ok(Generated { stop, ..done });
-    }
-    let mut history = prompt.ids.to_vec();
-    let mut position = prompt.positions.last().map_or(0, |&last| last + 1);
+    speculator.begin(prompt);
+    let first_position = prompt.positions.last().map_or(0, |&last| last + 1);
+    let mut draft = Draft::default();
     let mut logits = backend.prefill(prompt)?;
-    done.prefill = start.elapsed();
+    check_rows(&logits, 1)?;
+    let prefill = start.elapsed();
     let decoding = Instant::now();
-    done.stop = loop {
-        let picked = sampler.pick(logits.last_row(), &history);
-        let id = picked.map_err(|e| at_step(e, done.steps))?;
-        done.ids.push(id);
-        history.push(id);
-        if limits.eos.contains(&id) {
-            break Stop::Eos;
+    let stop = loop {
+        let n_before = answer.ids.len();
+        let stop = answer.take(&logits, &draft)?;
+        let taken = &answer.ids[n_before..];
+        if taken.len() <= draft.ids.len() {
+            // The newest token was not fed yet; the rows of the drafts after it are of no use.
+            backend.rollback(prompt.ids.len() + answer.ids.len() - 1)?;
         }
-        if let ControlFlow::Break(stop) = on_token(id)? {
+        let hidden = backend.hidden();
+        let hidden = hidden.map(|rows| &rows[..rows.len() / logits.n_rows() * taken.len()]);
+        speculator.accept(&Accepted { ids: taken, hidden }, &draft);
+        if let Some(stop) = stop {
             break stop;
         }
-        if done.ids.len() >= limits.max_tokens {
-            break Stop::Length;
-        }
-        if let Some(stop) = limits.exceeded() {
-            break stop;
-        }
-        logits = backend.step(&[id], position)?;
-        position += 1;
-        done.steps += 1;
+        let n_left = limits.max_tokens - answer.ids.len();
+        speculator.propose(n_left - 1, logits.n_vocab(), &mut draft);
+        let position = first_position + answer.ids.len() as u32 - 1;
+        let newest = &answer.history[answer.history.len() - 1..];
+        let fed = [newest, &draft.ids].concat();
+        speculator.pass_begins();
+        logits = backend.step(&fed, position)?;
+        speculator.pass_ends(fed.len());
+        check_rows(&logits, fed.len())?;
     };
-    done.decode = decoding.elapsed();
-    Ok(done)
+    let decode = decoding.elapsed();
+    let mut speculation = speculator.end(answer.ids.len(), decode);
+    speculation.near_ties = answer.near_ties;
+    Ok(Generated {
+        ids: answer.ids,
+        stop,
+        prefill,
+        decode,
+        speculation,
+    })
 }
 
-/// An error of the sampler, which does not know the step.
-fn at_step(error: Error, step: usize) -> Error {
-    match error {
-        Error::Logits { what, .. } => Error::Logits { what, step },
-        other => other,
+fn check_rows(logits: &Logits, n: usize) -> Result<()> {
+    if logits.n_rows() == n {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        name: "logits".to_owned(),
+        expected: format!("{n} rows"),
+        actual: format!("{} rows", logits.n_rows()),
+    })
+}
+
+/// An answer as it grows.
+struct Answer<'a> {
+    ids: Vec<u32>,
+    /// Prompt and answer.
+    history: Vec<u32>,
+    near_ties: Vec<NearTie>,
+    sampler: &'a mut Sampler,
+    limits: &'a Limits<'a>,
+    on_token: &'a mut dyn FnMut(u32) -> Result<ControlFlow<Stop>>,
+}
+
+impl Answer<'_> {
+    /// Takes the tokens that a pass gave: the accepted prefix of `draft` and the target's own next
+    /// one, fewer if one of them ends the answer. Row `i` of `logits` follows the first `i` drafts.
+    fn take(&mut self, logits: &Logits, draft: &Draft) -> Result<Option<Stop>> {
+        for row in 0..=draft.ids.len() {
+            let row_logits = logits.row(row);
+            let proposed = draft.ids.get(row).copied();
+            let id = self.pick(row_logits, proposed, draft.drawn_from.get(row))?;
+            if !draft.ids.is_empty()
+                && let Some(margin) = self.sampler.margin(row_logits, id)
+                && margin < NEAR_TIE
+            {
+                let index = self.ids.len();
+                self.near_ties.push(NearTie { index, margin });
+            }
+            let stop = self.push(id)?;
+            if stop.is_some() || proposed != Some(id) {
+                return Ok(stop);
+            }
+        }
+        Ok(None)
+    }
+
+    fn pick(
+        &mut self,
+        logits: &[f32],
+        proposed: Option<u32>,
+        drawn_from: Option<&Vec<(u32, f32)>>,
+    ) -> Result<u32> {
+        let picked = match (proposed, drawn_from) {
+            (Some(id), Some(from)) => self.sampler.pick_drafted(logits, &self.history, id, from),
+            _ => self.sampler.pick(logits, &self.history),
+        };
+        // The sampler does not know the step.
+        picked.map_err(|error| match error {
+            Error::Logits { what, .. } => Error::Logits {
+                what,
+                step: self.ids.len(),
+            },
+            other => other,
+        })
+    }
+
+    fn push(&mut self, id: u32) -> Result<Option<Stop>> {
+        self.ids.push(id);
+        self.history.push(id);
+        if self.limits.eos.contains(&id) {
+            return Ok(Some(Stop::Eos));
+        }
+        if let ControlFlow::Break(stop) = (self.on_token)(id)? {
+            return Ok(Some(stop));
+        }
+        if self.ids.len() >= self.limits.max_tokens {
+            return Ok(Some(Stop::Length));
+        }
+        Ok(self.limits.exceeded())
     }
 }
 
@@ -188,7 +293,15 @@ mod tests {
             reserve: 8,
         };
         let mut sampler = Sampler::new(Sampling::default()).expect("greedy");
-        let done = generate(&mut backend, &prompt, &mut sampler, &limits, on_token).expect("run");
+        let done = generate(
+            &mut backend,
+            &prompt,
+            &mut sampler,
+            &limits,
+            &mut Speculator::off(),
+            on_token,
+        )
+        .expect("run");
         (done, backend.fed)
     }
 
@@ -264,10 +377,17 @@ mod tests {
             };
             let mut sampler = Sampler::new(Sampling::default()).expect("greedy");
             let mut seen = Vec::new();
-            let e = generate(&mut backend, &prompt, &mut sampler, &limits, &mut |id| {
-                seen.push(id);
-                Ok(ControlFlow::Continue(()))
-            })
+            let e = generate(
+                &mut backend,
+                &prompt,
+                &mut sampler,
+                &limits,
+                &mut Speculator::off(),
+                &mut |id| {
+                    seen.push(id);
+                    Ok(ControlFlow::Continue(()))
+                },
+            )
             .expect_err("NaN");
             let expected = format!("the decoder returned NaN at step {step}");
             assert_eq!(e.to_string(), expected);

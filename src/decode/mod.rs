@@ -1,13 +1,28 @@
 //! From logits to an answer.
 //!
 //! Position in the flow: `prefill` -> **`decode`** -> detokenize. [`generate`] runs the loop,
-//! a [`Sampler`] picks each token, the stop rules end it. Nothing here knows which backend runs
-//! the model.
+//! a [`Sampler`] picks each token, the stop rules end it. A [`Speculator`] proposes tokens that one
+//! pass of the model checks together. Nothing here knows which backend runs the model.
 
+mod clock;
+mod draft;
 mod generate;
+mod report;
 mod sampler;
 mod sentence;
+mod speculator;
 
+#[cfg(test)]
+mod lossless;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod scripted;
+
+pub use clock::{Clock, WallClock};
+pub use draft::{Accepted, Draft, Drafter, MAX_DRAFT, Outlook};
 pub use generate::{Generated, Limits, Stop, generate};
+pub use report::{NEAR_TIE, NearTie, Position, Report};
 pub use sampler::{Sampler, Sampling};
 pub use sentence::SentenceEnd;
+pub use speculator::{Speculator, Strategy};

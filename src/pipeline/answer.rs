@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::decode::Stop;
+use crate::decode::{Report, Stop};
 
 /// An answer with everything that a user may want to know of how it came about.
 #[derive(Debug, Clone, Serialize)]
@@ -22,7 +22,7 @@ pub struct Answer {
     /// What became of the visual tokens.
     pub visual_tokens: VisualTokens,
     /// What speculative decoding did.
-    pub speculation: Speculation,
+    pub speculation: Report,
     /// Time of each stage.
     pub timings_ms: Timings,
     /// Largest resident memory of the process so far, in bytes; 0 where the system does not tell.
@@ -40,19 +40,6 @@ pub struct VisualTokens {
     pub indices: Vec<usize>,
     /// The policy that chose them, if one did.
     pub pruner: Option<&'static str>,
-}
-
-/// Passes of the decoder and how drafts fared.
-#[derive(Debug, Clone, Serialize)]
-pub struct Speculation {
-    /// The drafter.
-    pub draft: &'static str,
-    /// Passes of the decoder after the prefill.
-    pub steps: usize,
-    /// Draft tokens that were proposed.
-    pub proposed: usize,
-    /// Draft tokens that were accepted.
-    pub accepted: usize,
 }
 
 /// Milliseconds of each stage.

@@ -4,10 +4,10 @@ use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use super::answer::{Answer, Speculation, Timings, VisualTokens};
+use super::answer::{Answer, Timings, VisualTokens};
 use super::open::Pipeline;
 use crate::backend::Prefill;
-use crate::decode::{Limits, Sampler, Sampling, SentenceEnd, Stop, generate};
+use crate::decode::{Limits, Sampler, Sampling, SentenceEnd, Speculator, Stop, generate};
 use crate::error::{Error, Result};
 use crate::host::peak_resident_bytes;
 use crate::preprocess::{Fit, Frame, PixelValues, Tiles};
@@ -117,6 +117,7 @@ impl Pipeline {
             &prefill,
             &mut sampler,
             &limits,
+            &mut Speculator::off(),
             &mut |id| {
                 if timings.ttft == 0.0 {
                     timings.ttft = ms(start.elapsed());
@@ -168,12 +169,7 @@ impl Pipeline {
                 indices: kept,
                 pruner: None,
             },
-            speculation: Speculation {
-                draft: "off",
-                steps: done.steps,
-                proposed: 0,
-                accepted: 0,
-            },
+            speculation: done.speculation,
             timings_ms: timings,
             peak_memory_bytes: peak_resident_bytes(),
         })

@@ -9,6 +9,6 @@ mod answer;
 mod ask;
 mod open;
 
-pub use answer::{Answer, Speculation, Timings, VisualTokens};
+pub use answer::{Answer, Timings, VisualTokens};
 pub use ask::{Ask, StopAt};
 pub use open::{Pipeline, Source};
