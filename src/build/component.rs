@@ -68,6 +68,8 @@ pub enum Runner {
     Cpu,
     /// TensorRT: fixed shapes where nothing varies, inputs and outputs in the graph's precision.
     TensorRt,
+    /// Any runtime of the ONNX standard: inputs and outputs as hubs publish them, in FP32.
+    Onnx,
 }
 
 /// How a graph computes.
@@ -127,7 +129,13 @@ pub fn prepare(
     }
     let integers = numerics.integers(kind)?;
     let report = match (runner, integers) {
-        (Runner::Cpu, Some(quantization)) => quantized_fp32(kind, &mut graph, quantization)?,
+        (Runner::Cpu | Runner::Onnx, Some(quantization)) => {
+            quantized_fp32(kind, &mut graph, quantization)?
+        }
+        (Runner::Onnx, None) => {
+            for_any_runtime(&mut graph, numerics.precision)?;
+            None
+        }
         (Runner::Cpu, None) => {
             // What is not made of integers is stored in half the bytes, whatever the rest is.
             if numerics.precision != Precision::Fp32 {
@@ -144,7 +152,23 @@ pub fn prepare(
             capacity,
         )?,
     };
+    if runner == Runner::Onnx {
+        passes::all_logit_rows(&mut graph);
+    }
     Ok(Prepared { graph, report })
+}
+
+/// Lowers a component and gives every float its type, but those of inputs and outputs.
+fn for_any_runtime(graph: &mut OnnxModel, precision: Precision) -> Result<()> {
+    if precision == Precision::Fp32 {
+        return passes::prepare_fp32(graph, &[]);
+    }
+    let options = Fp16Options {
+        io: DataType::F32,
+        ..Fp16Options::default()
+    };
+    passes::prepare_fp16(graph, &[], &options)?;
+    Ok(())
 }
 
 /// Makes a component what TensorRT builds: sizes fixed, the decoder cut, every float typed.

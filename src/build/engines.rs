@@ -10,18 +10,35 @@ use serde::Serialize;
 use super::component::{COMPONENTS, ComponentKind, Prepared, Runner, prepare};
 use super::order::{BuildOptions, Event};
 use super::shapes::Capacity;
-use crate::bundle::{BundleWriter, Component, Engine, EngineSet, Part, Target, TensorInfo};
+use crate::bundle::{
+    BundleWriter, Component, Engine, EngineSet, Part, Precision, Target, TensorInfo,
+};
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Model, file_names};
 use crate::onnx::{Dim, OnnxModel, ValueType};
 use crate::quantize::QuantizeReport;
 
 /// Folder of a bundle that holds its engines.
 pub(super) const ENGINES: &str = "engines";
 
-/// A component's graph for the CPU engine.
-pub(super) fn cpu_file(kind: ComponentKind) -> String {
-    format!("{ENGINES}/{}.onnx", kind.name())
+/// Folder of a model folder that holds its graphs.
+const PUBLISHED: &str = "onnx";
+
+/// A component's graph in a bundle: `engines/decoder.onnx` for the CPU engine, and for any runtime
+/// the name under which a hub publishes it, `onnx/decoder_model_merged_fp16.onnx`.
+pub(super) fn graph_file(target: Target, kind: ComponentKind, precision: Precision) -> String {
+    match target {
+        Target::Onnx => {
+            let [vision, embed, decoder] = file_names(&precision.to_string());
+            let name = match kind {
+                ComponentKind::Vision => vision,
+                ComponentKind::Embed => embed,
+                ComponentKind::Decoder => decoder,
+            };
+            format!("{PUBLISHED}/{name}")
+        }
+        _ => format!("{ENGINES}/{}.onnx", kind.name()),
+    }
 }
 
 /// What building one component took.
@@ -45,9 +62,10 @@ pub struct EngineReport {
     pub quantized: Option<QuantizeReport>,
 }
 
-/// Writes the graphs that the CPU engine runs as they are; the files that they came from are added
-/// to `read`.
-pub(super) fn cpu(
+/// Writes graphs that are run as they are: by the CPU engine, or by any runtime in the layout of
+/// hubs. The files that they came from are added to `read`.
+pub(super) fn graphs(
+    target: Target,
     model: &Model,
     capacity: &Capacity,
     options: &BuildOptions<'_>,
@@ -55,35 +73,46 @@ pub(super) fn cpu(
     read: &mut BTreeSet<PathBuf>,
     on_event: &mut dyn FnMut(&Event),
 ) -> Result<(EngineSet, Vec<EngineReport>)> {
+    let is_cpu = target == Target::Cpu;
+    let runner = if is_cpu { Runner::Cpu } else { Runner::Onnx };
     let (mut components, mut reports, mut memory) = (Vec::new(), Vec::new(), Vec::new());
+    let mut opset = 0;
     for kind in COMPONENTS {
         check_cancel(&options.cancel)?;
         on_event(&Event::Start {
-            target: Target::Cpu,
+            target,
             component: kind.name(),
         });
         let start = Instant::now();
         let Prepared { graph, report } = prepare(
             kind,
             model,
-            Runner::Cpu,
+            runner,
             options.numerics(),
             capacity,
             &options.cancel,
         )?;
         read.extend(graph.sources().iter().map(|source| source.path.clone()));
-        let file = cpu_file(kind);
+        let file = graph_file(target, kind, options.precision);
         let path = writer.file(&file)?;
-        graph.save(&path)?;
+        if is_cpu {
+            graph.save(&path)?;
+        } else {
+            graph.save_published(&path)?;
+        }
+        opset = opset.max(graph.opset("").unwrap_or(0));
         let bytes = size_with_data(&path)?;
         components.push(component(kind, file.clone(), &graph));
-        if kind != ComponentKind::Embed {
-            // Weights are held in FP32; the embedding table is read where it lies.
-            let elements: u64 = graph.weight_elements();
-            memory.push(part(&format!("{} weights", kind.name()), elements * 4));
+        // The CPU engine holds weights in FP32, and reads the embedding table where it lies.
+        let weights = match is_cpu {
+            true => graph.weight_elements() * 4,
+            false => graph.weight_bytes(),
+        };
+        if !is_cpu || kind != ComponentKind::Embed {
+            memory.push(part(&format!("{} weights", kind.name()), weights));
         }
         reports.push(EngineReport {
-            target: Target::Cpu.to_string(),
+            target: target.to_string(),
             component: kind.name(),
             file,
             bytes,
@@ -95,8 +124,11 @@ pub(super) fn cpu(
     }
     memory.push(part("kv cache", capacity.kv_bytes(&model.config, 4)));
     let set = EngineSet {
-        target: Target::Cpu,
-        engine: Engine::cpu(crate::cpu::ENGINE_VERSION),
+        target,
+        engine: match is_cpu {
+            true => Engine::cpu(crate::cpu::ENGINE_VERSION),
+            false => Engine::graphs(opset),
+        },
         components,
         memory,
     };
@@ -138,8 +170,11 @@ pub(super) fn part(name: &str, bytes: u64) -> Part {
 
 /// Bytes of a graph and of the weights beside it.
 fn size_with_data(path: &Path) -> Result<u64> {
-    let mut data = path.as_os_str().to_owned();
-    data.push(".data");
+    let beside = |suffix: &str| {
+        let mut data = path.as_os_str().to_owned();
+        data.push(suffix);
+        std::fs::metadata(PathBuf::from(data)).map_or(0, |meta| meta.len())
+    };
     let graph = std::fs::metadata(path).map_err(Error::io(path))?.len();
-    Ok(graph + std::fs::metadata(PathBuf::from(data)).map_or(0, |meta| meta.len()))
+    Ok(graph + beside(".data") + beside("_data"))
 }

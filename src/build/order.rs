@@ -89,7 +89,7 @@ pub enum Event {
         /// Its own name for what it does, where it began something.
         phase: Option<String>,
     },
-    /// What was written for the CPU is loaded and tried.
+    /// Graphs that the CPU engine runs are loaded and tried.
     Check,
     /// The component, or the check, is done.
     Done,
@@ -121,12 +121,6 @@ pub fn resolve_targets(names: &[TargetArg]) -> Result<Vec<Target>> {
             TargetArg::Fixed(target) => *target,
             TargetArg::Current => current_target(),
         };
-        if target == Target::Onnx {
-            return Err(Error::Argument {
-                name: "target",
-                reason: "`onnx` is not built by this version".to_owned(),
-            });
-        }
         if !targets.contains(&target) {
             targets.push(target);
         }
@@ -181,7 +175,9 @@ pub fn build(
             Target::Sm(sm) => {
                 plans::tensorrt(model, sm, &capacity, options, &writer, &mut read, on_event)?
             }
-            _ => engines::cpu(model, &capacity, options, &writer, &mut read, on_event)?,
+            _ => engines::graphs(
+                target, model, &capacity, options, &writer, &mut read, on_event,
+            )?,
         };
         sets.push(set);
         reports.append(&mut made);
@@ -189,10 +185,12 @@ pub fn build(
     for (name, from) in &companions {
         writer.copy(from, name)?;
     }
-    if options.targets.contains(&Target::Cpu) {
-        on_event(&Event::Check);
-        check_cpu(model, writer.path())?;
-        on_event(&Event::Done);
+    for &target in options.targets {
+        if !matches!(target, Target::Sm(_)) {
+            on_event(&Event::Check);
+            check_graphs(target, model, options.precision, writer.path())?;
+            on_event(&Event::Done);
+        }
     }
     engines::check_cancel(&options.cancel)?;
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -225,9 +223,9 @@ pub fn build(
     })
 }
 
-/// Loads what was written for the CPU, as a run will, and lets the decoder score one token.
-fn check_cpu(model: &Model, dir: &Path) -> Result<()> {
-    let graph = |kind: ComponentKind| dir.join(engines::cpu_file(kind));
+/// Loads graphs that were written, as a run will, and lets the decoder score one token.
+fn check_graphs(target: Target, model: &Model, precision: Precision, dir: &Path) -> Result<()> {
+    let graph = |kind: ComponentKind| dir.join(engines::graph_file(target, kind, precision));
     let written = Model {
         dir: dir.to_path_buf(),
         config: ModelConfig::load(dir)?,

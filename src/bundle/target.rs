@@ -72,7 +72,7 @@ impl<'de> Deserialize<'de> for Target {
 pub enum Flavour {
     /// The CPU engine.
     Cpu,
-    /// Graphs only; the plans are still to be built (a portable bundle).
+    /// Graphs only, for whatever reads them: another runtime, or the builder of another machine.
     Onnx,
     /// TensorRT.
     #[serde(rename = "tensorrt")]
@@ -109,6 +109,14 @@ impl Engine {
         Self {
             flavour: Flavour::Cpu,
             version: format!("rten {version}"),
+        }
+    }
+
+    /// Graphs of the ONNX standard, of this version of its operators.
+    pub fn graphs(opset: i64) -> Self {
+        Self {
+            flavour: Flavour::Onnx,
+            version: format!("opset {opset}"),
         }
     }
 

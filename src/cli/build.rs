@@ -27,8 +27,8 @@ pub struct Args {
     /// Precision of weights and activations
     #[arg(long, value_enum, default_value = "fp16")]
     precision: PrecisionArg,
-    /// What the engines run on: cpu, current (this machine's GPU, else its CPU), sm80, sm86, …;
-    /// a list makes one bundle for all
+    /// What the engines run on: cpu, current (this machine's GPU, else its CPU), sm80, sm86, …, or
+    /// onnx: lowered graphs in the hub's layout, for any runtime; a list makes one bundle for all
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "current", value_parser = parse_target)]
     target: Vec<TargetArg>,
     /// Replace a bundle that is there

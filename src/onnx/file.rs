@@ -22,6 +22,9 @@ use crate::limits;
 /// Tensors of at least this many bytes are written beside the graph, not into it.
 const EXTERNAL_BYTES: usize = 1024;
 
+/// Models with at most this many bytes of weights are published as one file.
+const ONE_FILE_BYTES: u64 = 64 << 20;
+
 /// So much is written between two looks at whether to stop.
 const WRITE_BYTES: usize = 16 << 20;
 
@@ -286,8 +289,26 @@ impl OnnxModel {
     /// # Errors
     /// [`Error::Io`] naming the file that could not be written, [`Error::Cancelled`].
     pub fn save(&self, path: &Path) -> Result<()> {
+        self.save_beside(path, ".data", EXTERNAL_BYTES)
+    }
+
+    /// Writes the model as hubs publish it: one file, or, if it is large, its weights in
+    /// `<path>_data`.
+    ///
+    /// # Errors
+    /// As [`OnnxModel::save`].
+    pub fn save_published(&self, path: &Path) -> Result<()> {
+        let external = match self.weight_bytes() > ONE_FILE_BYTES {
+            true => EXTERNAL_BYTES,
+            false => usize::MAX,
+        };
+        self.save_beside(path, "_data", external)
+    }
+
+    /// Writes the model with tensors of `external` bytes and more in the file `<path><suffix>`.
+    fn save_beside(&self, path: &Path, suffix: &str, external: usize) -> Result<()> {
         let mut data_path = path.as_os_str().to_owned();
-        data_path.push(".data");
+        data_path.push(suffix);
         let data_path = PathBuf::from(data_path);
         let data_name = data_path
             .file_name()
@@ -298,7 +319,7 @@ impl OnnxModel {
         let mut end = 0u64;
         let proto = self.encode(|tensor| {
             let raw = tensor.raw_data.as_ref()?;
-            if raw.len() < EXTERNAL_BYTES {
+            if raw.len() < external {
                 return None;
             }
             let offset = end.next_multiple_of(DATA_ALIGN);

@@ -10,6 +10,9 @@ use crate::model::{Model, ModelConfig, ModelFiles};
 use crate::preprocess::Processor;
 use crate::text::Text;
 
+/// Newest opset of graphs for any runtime that `build` writes.
+const NEWEST_OPSET: i64 = 21;
+
 /// A model in memory, ready for questions.
 ///
 /// One pipeline answers one question at a time; open several for several threads.
@@ -51,7 +54,7 @@ impl Source {
 }
 
 impl Pipeline {
-    /// Opens a model folder or a CPU bundle on the CPU engine.
+    /// Opens a model folder, or a bundle with graphs, on the CPU engine.
     ///
     /// # Errors
     /// As [`Source::read`]; [`Error::Unavailable`] if a bundle has no graphs for the CPU;
@@ -106,10 +109,12 @@ impl Pipeline {
     }
 }
 
-/// The CPU graphs of a bundle, described as if they were a model folder.
+/// The graphs of a bundle that the CPU engine runs, described as if they were a model folder:
+/// those that were written for it, else those for any runtime.
 fn cpu_model(bundle: &Bundle) -> Result<(Model, String)> {
     let manifest = bundle.manifest();
-    if manifest.engine_set(Target::Cpu).is_none() {
+    let mut targets = [Target::Cpu, Target::Onnx].into_iter();
+    let Some(target) = targets.find(|&target| manifest.engine_set(target).is_some()) else {
         let targets: Vec<String> = manifest
             .engines
             .iter()
@@ -122,8 +127,12 @@ fn cpu_model(bundle: &Bundle) -> Result<(Model, String)> {
                 targets.join(", ")
             ),
         });
-    }
-    let set = bundle.check_target(Target::Cpu, &Engine::cpu(ENGINE_VERSION))?;
+    };
+    let engine = match target {
+        Target::Cpu => Engine::cpu(ENGINE_VERSION),
+        _ => Engine::graphs(NEWEST_OPSET),
+    };
+    let set = bundle.check_target(target, &engine)?;
     let config = ModelConfig::load(bundle.dir())?;
     manifest.check_config(&bundle.dir().join(MANIFEST), &config)?;
     let file = |name: &str| {

@@ -77,6 +77,33 @@ pub fn select_logit_rows(model: &mut OnnxModel) -> Result<()> {
     Ok(())
 }
 
+/// Takes back what [`select_logit_rows`] did: all rows have logits again, as hubs publish decoders.
+/// Graphs without the input are left as they are.
+pub fn all_logit_rows(model: &mut OnnxModel) {
+    let graph = model.graph_mut();
+    let is_gather =
+        |node: &NodeProto| node.op_type == "Gather" && node.input.iter().any(|i| i == LOGIT_ROWS);
+    let Some(index) = graph.node.iter().position(is_gather) else {
+        return;
+    };
+    let gather = graph.node.remove(index);
+    graph.input.retain(|input| input.name != LOGIT_ROWS);
+    let all = [(gather.output[0].clone(), gather.input[0].clone())];
+    graph.redirect(&all.into());
+    // Rows of logits are the rows of what went in.
+    let embeds = graph.inputs().into_iter().find_map(|input| {
+        let dims = input.dims.filter(|dims| dims.len() == 3)?;
+        Some(dims[1].clone())
+    });
+    for output in graph.output.iter_mut().filter(|o| o.name == "logits") {
+        let mut value = ValueType::from(&*output);
+        if let Some(dims) = value.dims.as_mut().filter(|dims| dims.len() == 3) {
+            dims[1] = embeds.clone().unwrap_or(Dim::Unknown);
+        }
+        *output = ValueInfoProto::from(&value);
+    }
+}
+
 /// Index of the linear operator that `value` comes from, through elementwise operators only.
 pub(crate) fn lm_head(graph: &GraphProto, value: &str) -> Option<usize> {
     const MAX_NODES: usize = 16;
@@ -168,6 +195,21 @@ mod tests {
             model.graph().outputs()[0].to_string(),
             "f32 [1, logit_rows, 2]"
         );
+    }
+
+    #[test]
+    fn all_logit_rows_undoes_the_selection() {
+        let mut model = model(vec![
+            NodeProto::new("Relu", &["x"], &["hidden"]),
+            NodeProto::new("MatMul", &["hidden", "w"], &["y"]),
+            NodeProto::new("Cast", &["y"], &["logits"]),
+        ]);
+        let before = model.graph().clone();
+        all_logit_rows(&mut model);
+        assert_eq!(*model.graph(), before);
+        select_logit_rows(&mut model).expect("pass");
+        all_logit_rows(&mut model);
+        assert_eq!(*model.graph(), before);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! |-----------------------|-----------------|
 //! | [`select_logit_rows`] | logits of the rows that are asked for, before everything else |
 //! | [`place_rows`]        | attention that counts rows by itself is told their positions, before it is lowered |
+//! | [`all_logit_rows`]    | takes that back, after everything else, in graphs for other runtimes |
 //! | [`return_new_rows`]   | new rows of the KV cache, not the whole of it |
 //! | [`split_lm_head`]     | the LM head in parts, if asked for |
 //! | [`set_dims`]          | named dimensions become numbers |
@@ -58,7 +59,7 @@ pub use fold_scales::fold_scales;
 pub use fp16::{Fp16Options, Fp16Report, to_fp16, to_fp32};
 pub use group_queries::group_queries;
 pub(crate) use logit_rows::lm_head;
-pub use logit_rows::{LOGIT_ROWS, select_logit_rows};
+pub use logit_rows::{LOGIT_ROWS, all_logit_rows, select_logit_rows};
 pub use lower::{LowerOptions, LowerReport, lower_contrib};
 pub use mask_fill::{MASK_FILL, clamp_mask_fill};
 pub use new_rows::{NEW_PREFIX, return_new_rows};
