@@ -61,6 +61,7 @@ fn bundle(dir: &Path) -> String {
                 max: dims(4),
             }],
         }],
+        graph: vec![],
     };
     let manifest = Manifest {
         schema_version: SCHEMA_VERSION,
@@ -68,6 +69,7 @@ fn bundle(dir: &Path) -> String {
         command_line: ["trtvlm", "build", "m\u{1b}[31m"]
             .map(str::to_owned)
             .to_vec(),
+        finished_from: None,
         model: ModelInfo {
             family: "fastvlm".to_owned(),
             name: "tiny".to_owned(),

@@ -43,6 +43,11 @@ impl ComponentKind {
         }
     }
 
+    /// The component with this name, as manifests have it.
+    pub fn of_name(name: &str) -> Option<Self> {
+        COMPONENTS.into_iter().find(|kind| kind.name() == name)
+    }
+
     /// Its file in a model folder.
     pub fn source(self, model: &Model) -> &Path {
         match self {

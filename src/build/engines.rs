@@ -150,6 +150,7 @@ pub(super) fn component(kind: ComponentKind, file: String, graph: &OnnxModel) ->
         inputs: describe(graph.graph().inputs()),
         outputs: describe(graph.graph().outputs()),
         profiles: Vec::new(),
+        graph: Vec::new(),
     }
 }
 
@@ -169,7 +170,7 @@ pub(super) fn part(name: &str, bytes: u64) -> Part {
 }
 
 /// Bytes of a graph and of the weights beside it.
-fn size_with_data(path: &Path) -> Result<u64> {
+pub(super) fn size_with_data(path: &Path) -> Result<u64> {
     let beside = |suffix: &str| {
         let mut data = path.as_os_str().to_owned();
         data.push(suffix);

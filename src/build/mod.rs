@@ -8,11 +8,14 @@
 //! process, so that peak memory is that of the largest component and a crash of TensorRT is an
 //! error like any other. Everything is written into a temporary folder, which becomes the bundle
 //! in one rename at the end.
+//!
+//! What cannot be built here is finished elsewhere: a portable bundle holds the graphs that the
+//! builder reads, and [`finish()`] makes plans of them on the machine that they are for.
 
 mod accepted;
 mod component;
 mod engines;
-#[cfg(feature = "tensorrt")]
+mod finish;
 mod graphs;
 mod order;
 #[cfg_attr(not(feature = "tensorrt"), path = "no_plans.rs")]
@@ -22,7 +25,8 @@ mod shapes;
 
 pub use component::{COMPONENTS, ComponentKind, Numerics, Prepared, Runner, prepare};
 pub use engines::EngineReport;
-pub use order::{BuildOptions, BuildOutcome, Event, TargetArg, build, resolve_targets};
+pub use finish::{FinishOptions, finish};
+pub use order::{BuildOptions, BuildOutcome, Builder, Event, TargetArg, build, resolve_targets};
 #[cfg(feature = "tensorrt")]
 pub use plans::WORKER_COMMAND;
 pub use quantization::Quantization;

@@ -10,12 +10,14 @@ use serde::Serialize;
 
 use super::component::{ComponentKind, Numerics};
 use super::engines::{self, EngineReport};
+use super::graphs;
 use super::plans;
 use super::quantization::Quantization;
 use super::shapes::Capacity;
 use crate::backend::{Backend, CpuBackend, Prefill};
 use crate::bundle::{
-    Buckets, BundleWriter, FileDigest, Manifest, ModelInfo, Precision, SCHEMA_VERSION, Target,
+    Buckets, Bundle, BundleWriter, FileDigest, Manifest, ModelInfo, Precision, SCHEMA_VERSION,
+    Target,
 };
 use crate::digest::sha256_file;
 use crate::error::{Error, Result};
@@ -40,6 +42,8 @@ pub struct BuildOptions<'a> {
     pub force: bool,
     /// Targets, each once.
     pub targets: &'a [Target],
+    /// Write graphs for the builder instead of plans, also where plans could be built.
+    pub portable: bool,
     /// Precision of weights and activations.
     pub precision: Precision,
     /// How integers come into the graphs; needed by the precisions that have any.
@@ -62,7 +66,7 @@ pub struct BuildOptions<'a> {
     pub cancel: Arc<AtomicBool>,
 }
 
-impl BuildOptions<'_> {
+impl<'a> BuildOptions<'a> {
     /// How the graphs compute.
     pub(super) fn numerics(&self) -> Numerics<'_> {
         Numerics {
@@ -70,6 +74,29 @@ impl BuildOptions<'_> {
             quantization: self.quantization,
         }
     }
+
+    /// What of them concerns TensorRT's builder.
+    pub fn builder(&'a self) -> Builder<'a> {
+        Builder {
+            workspace_bytes: self.workspace_bytes,
+            timing_cache: self.timing_cache,
+            worker: self.worker,
+            cancel: &self.cancel,
+        }
+    }
+}
+
+/// Settings of TensorRT's builder.
+#[derive(Debug, Clone, Copy)]
+pub struct Builder<'a> {
+    /// Limit of the memory that a GPU kernel may use beside its tensors.
+    pub workspace_bytes: Option<u64>,
+    /// File of kernel timings, read before and written after.
+    pub timing_cache: Option<&'a Path>,
+    /// This program: it is started again to build each plan.
+    pub worker: &'a Path,
+    /// Set by another thread to stop.
+    pub cancel: &'a AtomicBool,
 }
 
 /// A step of a build.
@@ -93,6 +120,13 @@ pub enum Event {
     Check,
     /// The component, or the check, is done.
     Done,
+    /// Graphs are written for a target, because its plans cannot be built here.
+    Portable {
+        /// The target.
+        target: Target,
+        /// What the TensorRT of this machine builds for.
+        reason: String,
+    },
 }
 
 /// What a build made.
@@ -108,6 +142,19 @@ pub struct BuildOutcome {
     pub seconds: f64,
     /// Each engine.
     pub engines: Vec<EngineReport>,
+}
+
+impl BuildOutcome {
+    /// Sums up a bundle whose build began at `start`.
+    pub(super) fn new(bundle: &Bundle, start: Instant, engines: Vec<EngineReport>) -> Self {
+        Self {
+            bundle: bundle.dir().display().to_string(),
+            manifest_sha256: bundle.digest().to_owned(),
+            bytes: bundle.manifest().total_bytes(),
+            seconds: start.elapsed().as_secs_f64(),
+            engines,
+        }
+    }
 }
 
 /// The targets that names stand for, each once.
@@ -172,6 +219,9 @@ pub fn build(
     let mut read: BTreeSet<PathBuf> = companions.iter().map(|(_, path)| path.clone()).collect();
     for &target in options.targets {
         let (set, mut made) = match target {
+            Target::Sm(sm) if is_portable(sm, options, on_event) => {
+                graphs::portable(model, sm, &capacity, options, &writer, &mut read, on_event)?
+            }
             Target::Sm(sm) => {
                 plans::tensorrt(model, sm, &capacity, options, &writer, &mut read, on_event)?
             }
@@ -196,8 +246,9 @@ pub fn build(
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let manifest = Manifest {
         schema_version: SCHEMA_VERSION,
-        created_by: format!("trtvlm {}", env!("CARGO_PKG_VERSION")),
+        created_by: created_by(),
         command_line: options.command_line.clone(),
+        finished_from: None,
         model: ModelInfo {
             family: model.config.family.name.to_owned(),
             name: model.config.name.clone(),
@@ -214,13 +265,30 @@ pub fn build(
         files: Vec::new(),
     };
     let bundle = writer.finish(manifest)?;
-    Ok(BuildOutcome {
-        bundle: bundle.dir().display().to_string(),
-        manifest_sha256: bundle.digest().to_owned(),
-        bytes: bundle.manifest().total_bytes(),
-        seconds: start.elapsed().as_secs_f64(),
-        engines: reports,
-    })
+    Ok(BuildOutcome::new(&bundle, start, reports))
+}
+
+/// Program and version, for manifests.
+pub(super) fn created_by() -> String {
+    format!("trtvlm {}", env!("CARGO_PKG_VERSION"))
+}
+
+/// True if graphs are to be written for an SM and no plans: because the user says so, or because
+/// no TensorRT of this machine builds for it, which is told.
+fn is_portable(sm: u16, options: &BuildOptions<'_>, on_event: &mut dyn FnMut(&Event)) -> bool {
+    if options.portable {
+        return true;
+    }
+    let target = Target::Sm(sm);
+    // A machine that cannot build for its own GPU lacks something, which building names.
+    if target == current_target() {
+        return false;
+    }
+    let Some(reason) = plans::refused_by_all(sm) else {
+        return false;
+    };
+    on_event(&Event::Portable { target, reason });
+    true
 }
 
 /// Loads graphs that were written, as a run will, and lets the decoder score one token.

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::component::COMPONENTS;
+use super::component::{COMPONENTS, ComponentKind};
 use super::engines::{ENGINES, EngineReport, check_cancel, part};
-use super::graphs::{SavedGraph, save_graph};
-use super::order::{BuildOptions, Event};
+use super::graphs::{KV_CACHE, SavedGraph, kv_cache, save_graph};
+use super::order::{BuildOptions, Builder, Event};
 use super::shapes::Capacity;
 use crate::bundle::{
-    BundleWriter, Component, Engine, EngineSet, Flavour, Precision, Profile, ProfileInput, Target,
-    TensorInfo,
+    Bundle, BundleWriter, Component, Engine, EngineSet, Flavour, Part, Profile, ProfileInput,
+    Target, TensorInfo,
 };
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -30,112 +30,148 @@ pub(super) fn tensorrt(
     read: &mut BTreeSet<PathBuf>,
     on_event: &mut dyn FnMut(&Event),
 ) -> Result<(EngineSet, Vec<EngineReport>)> {
-    let target = Target::Sm(sm);
-    let (mut components, mut reports, mut memory) = (Vec::new(), Vec::new(), Vec::new());
-    let mut engine = None;
+    let mut plans = Plans::new(sm, options.builder(), writer);
     for kind in COMPONENTS {
-        check_cancel(&options.cancel)?;
-        on_event(&Event::Start {
-            target,
-            component: kind.name(),
-        });
+        plans.begin(kind, on_event)?;
         let start = Instant::now();
         let work = Work::create(writer)?;
         let graph = save_graph(kind, model, sm, capacity, options, &work.path, read)?;
-        let mut plan = build_plan(graph, sm, options, writer, on_event)?;
-        plan.report.seconds = start.elapsed().as_secs_f64();
-        memory.push(part(&format!("{} plan", kind.name()), plan.report.bytes));
-        reports.push(plan.report);
-        components.push(plan.component);
-        engine = Some(plan.engine);
-        on_event(&Event::Done);
+        plans.build(graph, start, on_event)?;
     }
-    let element_bytes = if options.precision == Precision::Fp32 {
-        4
-    } else {
-        2
-    };
-    memory.push(part(
-        "kv cache",
-        capacity.kv_bytes(&model.config, element_bytes),
-    ));
-    let engine = engine.ok_or_else(|| Error::Unavailable {
-        what: "TensorRT".to_owned(),
-        reason: "no component was built".to_owned(),
-    })?;
-    Ok((
-        EngineSet {
-            target,
-            engine,
-            components,
-            memory,
-        },
-        reports,
-    ))
+    plans.finish(kv_cache(capacity, &model.config, options.precision))
 }
 
-/// A plan that was built.
-struct Plan {
-    component: Component,
-    engine: Engine,
-    report: EngineReport,
-}
-
-/// Builds the plan of a saved graph in a child process.
-fn build_plan(
-    graph: SavedGraph,
+/// Builds TensorRT plans from the graphs of a portable bundle.
+pub(super) fn from_graphs(
+    bundle: &Bundle,
+    set: &EngineSet,
     sm: u16,
-    options: &BuildOptions<'_>,
+    builder: Builder<'_>,
     writer: &BundleWriter,
     on_event: &mut dyn FnMut(&Event),
-) -> Result<Plan> {
-    let start = Instant::now();
-    let target = Target::Sm(sm);
-    let mut component = graph.component;
-    component.file = format!("{ENGINES}/{}.{target}.plan", graph.kind.name());
-    let plan = writer.file(&component.file)?;
-    let mut spec = trt::BuildSpec::new(graph.onnx, plan, trt::Sm::Sm(u32::from(sm)));
-    spec.profiles = component.profiles.iter().map(trt_profile).collect();
-    spec.workspace_bytes = options.workspace_bytes;
-    spec.timing_cache = options.timing_cache.map(Path::to_path_buf);
-    spec.weight_bytes = Some(graph.weight_bytes);
-    let mut fraction = trt::Fraction::default();
-    let report = trt::build_in_child(
-        &spec,
-        options.worker,
-        &[WORKER_COMMAND],
-        &mut |progress| {
-            on_event(&Event::Progress {
-                fraction: fraction.update(progress),
-                phase: match progress {
-                    trt::Progress::PhaseStart { phase, .. } => Some(phase.clone()),
-                    _ => None,
-                },
-            });
-        },
-        &options.cancel,
-    )?;
-    component.inputs = tensors(&report.io, trt::IoMode::Input);
-    component.outputs = tensors(&report.io, trt::IoMode::Output);
-    Ok(Plan {
-        engine: Engine {
-            flavour: match report.flavour {
-                trt::Flavour::Rtx => Flavour::TensorRtRtx,
-                _ => Flavour::TensorRt,
+) -> Result<(EngineSet, Vec<EngineReport>)> {
+    let mut plans = Plans::new(sm, builder, writer);
+    for component in &set.components {
+        let graph = SavedGraph::of_bundle(bundle, component)?;
+        plans.begin(graph.kind, on_event)?;
+        plans.build(graph, Instant::now(), on_event)?;
+    }
+    let cache = set.memory.iter().find(|part| part.name == KV_CACHE);
+    plans.finish(cache.cloned().unwrap_or_else(|| part(KV_CACHE, 0)))
+}
+
+/// Whether a TensorRT of this machine builds plans for an SM; `Some` says what those that are
+/// here build for. Without any that builds at all the answer is `None`: building says what is
+/// missing.
+pub(super) fn refused_by_all(sm: u16) -> Option<String> {
+    trt::refused_by_all(trt::Sm::Sm(u32::from(sm)))
+}
+
+/// The plans of one target, as far as they are built.
+struct Plans<'a> {
+    sm: u16,
+    builder: Builder<'a>,
+    writer: &'a BundleWriter,
+    components: Vec<Component>,
+    memory: Vec<Part>,
+    reports: Vec<EngineReport>,
+    engine: Option<Engine>,
+}
+
+impl<'a> Plans<'a> {
+    fn new(sm: u16, builder: Builder<'a>, writer: &'a BundleWriter) -> Self {
+        Self {
+            sm,
+            builder,
+            writer,
+            components: Vec::new(),
+            memory: Vec::new(),
+            reports: Vec::new(),
+            engine: None,
+        }
+    }
+
+    fn begin(&self, kind: ComponentKind, on_event: &mut dyn FnMut(&Event)) -> Result<()> {
+        check_cancel(self.builder.cancel)?;
+        on_event(&Event::Start {
+            target: Target::Sm(self.sm),
+            component: kind.name(),
+        });
+        Ok(())
+    }
+
+    /// Builds the next plan in a child process; its graph was begun at `start`.
+    fn build(
+        &mut self,
+        graph: SavedGraph,
+        start: Instant,
+        on_event: &mut dyn FnMut(&Event),
+    ) -> Result<()> {
+        let target = Target::Sm(self.sm);
+        let mut component = graph.component;
+        component.file = format!("{ENGINES}/{}.{target}.plan", graph.kind.name());
+        let plan = self.writer.file(&component.file)?;
+        let mut spec = trt::BuildSpec::new(graph.onnx, plan, trt::Sm::Sm(u32::from(self.sm)));
+        spec.profiles = component.profiles.iter().map(trt_profile).collect();
+        spec.workspace_bytes = self.builder.workspace_bytes;
+        spec.timing_cache = self.builder.timing_cache.map(Path::to_path_buf);
+        spec.weight_bytes = Some(graph.weight_bytes);
+        let mut fraction = trt::Fraction::default();
+        let report = trt::build_in_child(
+            &spec,
+            self.builder.worker,
+            &[WORKER_COMMAND],
+            &mut |progress| {
+                on_event(&Event::Progress {
+                    fraction: fraction.update(progress),
+                    phase: match progress {
+                        trt::Progress::PhaseStart { phase, .. } => Some(phase.clone()),
+                        _ => None,
+                    },
+                });
             },
-            version: report.version.to_string(),
-        },
-        report: EngineReport {
+            self.builder.cancel,
+        )?;
+        component.inputs = tensors(&report.io, trt::IoMode::Input);
+        component.outputs = tensors(&report.io, trt::IoMode::Output);
+        let name = graph.kind.name();
+        self.memory
+            .push(part(&format!("{name} plan"), report.plan_bytes));
+        self.reports.push(EngineReport {
             target: target.to_string(),
-            component: graph.kind.name(),
+            component: name,
             file: component.file.clone(),
             bytes: report.plan_bytes,
             seconds: start.elapsed().as_secs_f64(),
             peak_memory_bytes: report.peak_rss_bytes,
             quantized: graph.quantized,
-        },
-        component,
-    })
+        });
+        self.components.push(component);
+        self.engine = Some(Engine {
+            flavour: match report.flavour {
+                trt::Flavour::Rtx => Flavour::TensorRtRtx,
+                _ => Flavour::TensorRt,
+            },
+            version: report.version.to_string(),
+        });
+        on_event(&Event::Done);
+        Ok(())
+    }
+
+    fn finish(mut self, cache: Part) -> Result<(EngineSet, Vec<EngineReport>)> {
+        self.memory.push(cache);
+        let engine = self.engine.ok_or_else(|| Error::Unavailable {
+            what: "TensorRT".to_owned(),
+            reason: "no component was built".to_owned(),
+        })?;
+        let set = EngineSet {
+            target: Target::Sm(self.sm),
+            engine,
+            components: self.components,
+            memory: self.memory,
+        };
+        Ok((set, self.reports))
+    }
 }
 
 /// A folder for what the builder reads, inside the unfinished bundle so that whatever removes

@@ -7,14 +7,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{MANIFEST, MANIFEST_DIGEST, check_name};
-use super::target::{Engine, Target};
+use super::target::{Engine, Flavour, Target};
 use crate::digest::{FileDigest, is_sha256};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::model::ModelConfig;
 
 /// Version of the manifest's form. A reader takes its own version only.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// The contents of `manifest.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub struct Manifest {
     pub created_by: String,
     /// The command line that built it, program first.
     pub command_line: Vec<String>,
+    /// The portable bundle whose graphs its plans were built from, if it was finished from one.
+    pub finished_from: Option<Origin>,
     /// The model that it was built from.
     pub model: ModelInfo,
     /// Precision of weights and activations.
@@ -44,6 +46,18 @@ pub struct Manifest {
     pub engines: Vec<EngineSet>,
     /// Every file of the bundle but the manifest and its digest.
     pub files: Vec<FileDigest>,
+}
+
+/// The portable bundle that a bundle was finished from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// SHA-256 of its manifest.
+    pub manifest_sha256: String,
+    /// Program and version that wrote it.
+    pub created_by: String,
+    /// The command line that built it.
+    pub command_line: Vec<String>,
 }
 
 /// The model folder that a bundle was built from.
@@ -152,8 +166,11 @@ pub struct Component {
     pub inputs: Vec<TensorInfo>,
     /// Outputs, in the engine's order.
     pub outputs: Vec<TensorInfo>,
-    /// Optimization profiles, in the plan's order; none for graphs.
+    /// Optimization profiles, in the plan's order, of a plan or of a graph that becomes one.
     pub profiles: Vec<Profile>,
+    /// Digests of the graph that TensorRT's builder reads or has read, and of its weights, by file
+    /// name; empty for graphs that are run as they are.
+    pub graph: Vec<FileDigest>,
 }
 
 /// Name, type and shape of an input or output.
@@ -344,6 +361,16 @@ impl Manifest {
                 return Err(format!("file `{name}`: not a SHA-256 digest"));
             }
         }
+        let graphs = self.engines.iter().flat_map(|set| &set.components);
+        let digests = graphs.flat_map(|component| &component.graph);
+        let origin = self.finished_from.iter().map(|from| &from.manifest_sha256);
+        if let Some(digest) = digests
+            .map(|file| &file.sha256)
+            .chain(origin)
+            .find(|digest| !is_sha256(digest))
+        {
+            return Err(format!("`{digest}` is not a SHA-256 digest"));
+        }
         if let Some(name) = [MANIFEST, MANIFEST_DIGEST]
             .iter()
             .find(|n| files.contains(**n))
@@ -379,6 +406,11 @@ impl Manifest {
 }
 
 impl EngineSet {
+    /// True if it holds graphs from which the builder of the target makes plans.
+    pub fn is_portable(&self) -> bool {
+        matches!(self.target, Target::Sm(_)) && self.engine.flavour == Flavour::Onnx
+    }
+
     /// The component with this name.
     pub fn component(&self, name: &str) -> Option<&Component> {
         self.components.iter().find(|c| c.name == name)

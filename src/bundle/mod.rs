@@ -23,7 +23,7 @@ mod writer;
 pub use crate::digest::{FileDigest, sha256_file};
 pub use layout::{MANIFEST, MANIFEST_DIGEST};
 pub use manifest::{
-    Buckets, Component, EngineSet, Extent, Manifest, ModelInfo, Part, Precision, Profile,
+    Buckets, Component, EngineSet, Extent, Manifest, ModelInfo, Origin, Part, Precision, Profile,
     ProfileInput, SCHEMA_VERSION, TensorInfo,
 };
 pub use reader::Bundle;

@@ -11,7 +11,9 @@ use super::build_progress::BuildProgress;
 use super::interrupt;
 use super::main::say;
 use super::source::resolve;
-use crate::build::{self, BuildOptions, BuildOutcome, TargetArg, resolve_targets};
+use crate::build::{
+    self, BuildOptions, BuildOutcome, Builder, FinishOptions, TargetArg, resolve_targets,
+};
 use crate::bundle::{Bundle, Precision, Target};
 use crate::error::Error;
 use crate::model::Model;
@@ -19,30 +21,34 @@ use crate::model::Model;
 /// Build engines from a model folder into a bundle
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model folder or hf:OWNER/NAME
+    /// Model folder or hf:OWNER/NAME; or a portable bundle, of which this machine makes engines
     model: PathBuf,
     /// Where the bundle goes [default: engines/MODEL-PRECISION-TARGET]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Precision of weights and activations
-    #[arg(long, value_enum, default_value = "fp16")]
-    precision: PrecisionArg,
+    /// Precision of weights and activations [default: fp16]
+    #[arg(long, value_enum)]
+    precision: Option<PrecisionArg>,
     /// What the engines run on: cpu, current (this machine's GPU, else its CPU), sm80, sm86, …, or
     /// onnx: lowered graphs in the hub's layout, for any runtime; a list makes one bundle for all
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "current", value_parser = parse_target)]
     target: Vec<TargetArg>,
+    /// Write graphs for TensorRT's builder and no plans: `build BUNDLE` on the machine that has the GPU
+    /// makes them; so it is by itself for a GPU that this machine's TensorRT does not build for
+    #[arg(long)]
+    portable: bool,
     /// Replace a bundle that is there
     #[arg(long)]
     force: bool,
     /// Positions of prompt and answer [default: the model's, at most 2048]
     #[arg(long, value_name = "N")]
     max_context: Option<usize>,
-    /// Draft tokens that one step can verify
-    #[arg(long, value_name = "K", default_value_t = 4)]
-    draft_tokens: usize,
-    /// Pictures that one frame may be split into (SmolVLM)
-    #[arg(long, value_name = "N", default_value_t = 17)]
-    tiles: usize,
+    /// Draft tokens that one step can verify [default: 4]
+    #[arg(long, value_name = "K")]
+    draft_tokens: Option<usize>,
+    /// Pictures that one frame may be split into (SmolVLM) [default: 17]
+    #[arg(long, value_name = "N")]
+    tiles: Option<usize>,
     /// Files of the model folder to use: fp32, fp16, … [default: fp32, else fp16]
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
@@ -57,6 +63,15 @@ pub struct Args {
     json: bool,
 }
 
+/// Where bundles go by default.
+const ENGINES: &str = "engines";
+
+/// Draft tokens where the user does not say.
+const DRAFT_TOKENS: usize = 4;
+
+/// Pictures of a frame where the user does not say: SmolVLM's 4 x 4 and the whole.
+const TILES: usize = 17;
+
 #[derive(Clone, Copy, ValueEnum)]
 enum PrecisionArg {
     Fp32,
@@ -70,6 +85,13 @@ impl From<PrecisionArg> for Precision {
             PrecisionArg::Fp16 => Self::Fp16,
         }
     }
+}
+
+/// The arguments of this process, program first.
+fn command_line() -> Vec<String> {
+    std::env::args_os()
+        .map(|arg| arg.to_string_lossy().into_owned())
+        .collect()
 }
 
 fn parse_target(text: &str) -> Result<TargetArg, Error> {
@@ -88,9 +110,7 @@ impl Args {
         let cancel = interrupt::install()?;
         let path = resolve(&self.model, self.variant.as_deref(), cancel)?;
         if Bundle::is_bundle(&path) {
-            return Err(
-                Error::malformed(&path, "is a bundle already; build from a model folder").into(),
-            );
+            return self.finish(&path);
         }
         let model = Model::load(&path, self.variant.as_deref())?;
         say(format_args!(
@@ -108,16 +128,15 @@ impl Args {
             out: &out,
             force: self.force,
             targets: &targets,
-            precision: self.precision.into(),
+            portable: self.portable,
+            precision: self.precision(),
             quantization: None,
             max_context: self.max_context,
-            draft_tokens: self.draft_tokens,
-            max_tiles: self.tiles,
-            workspace_bytes: self.workspace_mib.map(|mib| mib.saturating_mul(1 << 20)),
+            draft_tokens: self.draft_tokens.unwrap_or(DRAFT_TOKENS),
+            max_tiles: self.tiles.unwrap_or(TILES),
+            workspace_bytes: self.workspace_bytes(),
             timing_cache: self.timing_cache.as_deref(),
-            command_line: std::env::args_os()
-                .map(|arg| arg.to_string_lossy().into_owned())
-                .collect(),
+            command_line: command_line(),
             worker: &worker,
             cancel: interrupt::shared(),
         };
@@ -127,11 +146,73 @@ impl Args {
         self.print(&outcome)
     }
 
+    /// Makes engines of a portable bundle.
+    fn finish(&self, path: &Path) -> anyhow::Result<()> {
+        let fixed = [
+            ("precision", self.precision.is_some()),
+            ("max-context", self.max_context.is_some()),
+            ("draft-tokens", self.draft_tokens.is_some()),
+            ("tiles", self.tiles.is_some()),
+            ("variant", self.variant.is_some()),
+            ("portable", self.portable),
+        ];
+        if let Some((name, _)) = fixed.into_iter().find(|(_, is_given)| *is_given) {
+            let reason = format!("{} is a bundle, which has its own", path.display());
+            return Err(Error::Argument { name, reason }.into());
+        }
+        let bundle = Bundle::open(path)?;
+        let [target] = resolve_targets(&self.target)?[..] else {
+            let reason = "a bundle is finished for one target".to_owned();
+            return Err(Error::Argument {
+                name: "target",
+                reason,
+            }
+            .into());
+        };
+        let manifest = bundle.manifest();
+        let out = self.out.clone().unwrap_or_else(|| {
+            Path::new(ENGINES).join(format!(
+                "{}-{}-{target}",
+                manifest.model.name, manifest.precision
+            ))
+        });
+        let worker = std::env::current_exe().context("this program's own file")?;
+        let options = FinishOptions {
+            out: &out,
+            force: self.force,
+            target,
+            command_line: command_line(),
+            builder: Builder {
+                workspace_bytes: self.workspace_bytes(),
+                timing_cache: self.timing_cache.as_deref(),
+                worker: &worker,
+                cancel: &interrupt::shared(),
+            },
+        };
+        let mut progress = BuildProgress::new();
+        let outcome = build::finish(&bundle, &options, &mut |event| progress.on(event))?;
+        progress.finish();
+        self.print(&outcome)
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision.map_or(Precision::Fp16, Precision::from)
+    }
+
+    fn workspace_bytes(&self) -> Option<u64> {
+        self.workspace_mib.map(|mib| mib.saturating_mul(1 << 20))
+    }
+
     fn default_out(&self, model: &Model, targets: &[Target]) -> PathBuf {
         let targets: Vec<String> = targets.iter().map(Target::to_string).collect();
-        let precision: Precision = self.precision.into();
-        let name = format!("{}-{precision}-{}", model.config.name, targets.join("-"));
-        Path::new("engines").join(name)
+        let name = format!(
+            "{}-{}-{}",
+            model.config.name,
+            self.precision(),
+            targets.join("-")
+        );
+        let kind = if self.portable { "-portable" } else { "" };
+        Path::new(ENGINES).join(name + kind)
     }
 
     fn print(&self, outcome: &BuildOutcome) -> anyhow::Result<()> {

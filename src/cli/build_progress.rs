@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 
+use super::main::say;
 use super::progress::style;
 use crate::build::Event;
 
@@ -55,6 +56,11 @@ impl BuildProgress {
                 }
             }
             Event::Done => self.bar.println(format!("{}: done", self.label)),
+            Event::Portable { target, reason } => self.bar.suspend(|| {
+                say(format_args!(
+                    "{target}: {reason}; writing graphs, of which `trtvlm build` makes engines there"
+                ));
+            }),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::backend::{Backend, CpuBackend};
-use crate::bundle::{Bundle, Engine, MANIFEST, Target};
+use crate::bundle::{Bundle, Engine, EngineSet, MANIFEST, Target};
 use crate::cpu::ENGINE_VERSION;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig, ModelFiles};
@@ -122,10 +122,16 @@ fn cpu_model(bundle: &Bundle) -> Result<(Model, String)> {
             .collect();
         return Err(Error::Unavailable {
             what: format!("an engine for the CPU in {}", bundle.dir().display()),
-            reason: format!(
-                "it was built for {}; build with `--target cpu` or run the model folder",
-                targets.join(", ")
-            ),
+            reason: match manifest.engines.iter().any(EngineSet::is_portable) {
+                true => format!(
+                    "it holds graphs for {}: `trtvlm build` on that machine makes engines of them",
+                    targets.join(", ")
+                ),
+                false => format!(
+                    "it was built for {}; build with `--target cpu` or run the model folder",
+                    targets.join(", ")
+                ),
+            },
         });
     };
     let engine = match target {

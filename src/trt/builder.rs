@@ -135,6 +135,24 @@ fn choose(spec: &BuildSpec, path: &LibraryPath) -> Result<(Opened, i32)> {
     })
 }
 
+/// Says what the libraries of this machine build for if there are some that build and none of
+/// them builds for `target`; `None` if one does, or if there are none.
+pub fn refused_by_all(target: Sm) -> Option<String> {
+    refused_by_all_in(target, &LibraryPath::from_env())
+}
+
+fn refused_by_all_in(target: Sm, path: &LibraryPath) -> Option<String> {
+    let opened = candidates(path).into_iter();
+    let opened = opened.filter_map(|candidate| library::open(&candidate)?.ok());
+    let mut reasons = Vec::new();
+    for opened in opened.filter(|opened| opened.info.can_build) {
+        let reason = target_of(&opened, target).err()?;
+        let (flavour, version) = (opened.info.flavour, opened.version);
+        reasons.push(format!("{flavour} {version} {reason}"));
+    }
+    (!reasons.is_empty()).then(|| reasons.join("; "))
+}
+
 /// The shim's number for `target`, or why this library does not build for it.
 fn target_of(opened: &Opened, target: Sm) -> std::result::Result<i32, String> {
     if !opened.info.can_build {

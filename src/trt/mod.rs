@@ -35,6 +35,7 @@ mod side_by_side_tests;
 mod spec;
 mod wire;
 
+pub use builder::refused_by_all;
 pub use flavour::{Flavour, Version, headers};
 pub use library::{LibraryInfo, discover};
 pub use memory::planned_bytes;

@@ -162,8 +162,8 @@ fn open_of_a_hostile_manifest_is_a_typed_error() {
     let cases: [Edit; 12] = [
         (
             "other version",
-            &|v| v["schema_version"] = 2.into(),
-            "schema version is 2, expected 1",
+            &|v| v["schema_version"] = 1.into(),
+            "schema version is 1, expected 2",
         ),
         (
             "no version",

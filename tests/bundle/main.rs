@@ -30,11 +30,13 @@ fn manifest() -> Manifest {
                 max: vec![1, 4],
             }],
         }],
+        graph: vec![],
     };
     Manifest {
         schema_version: SCHEMA_VERSION,
         created_by: "trtvlm 0.1.0".to_owned(),
         command_line: vec!["trtvlm".to_owned(), "build".to_owned(), "a b".to_owned()],
+        finished_from: None,
         model: ModelInfo {
             family: "fastvlm".to_owned(),
             name: "uav-tiny".to_owned(),

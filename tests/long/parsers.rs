@@ -108,7 +108,7 @@ fn long_manifests_with_damage_are_read_or_refused() {
                 "name": "vision", "file": "engines/vision.onnx",
                 "inputs": [{"name": "pixel_values", "dtype": "f32", "shape": ["1", "tiles"]}],
                 "outputs": [],
-                "profiles": [{"name": "one",
+                "graph": [], "profiles": [{"name": "one",
                               "inputs": [{"name": "pixel_values", "min": [1], "opt": [1], "max": [4]}]}],
             }],
             "memory": [{"name": "kv cache", "bytes": 1048576}],

@@ -88,6 +88,10 @@ impl BundleReport {
         }
         facts.row(["built by", &m.created_by]);
         facts.row(["command line", &m.command_line.join(" ")]);
+        if let Some(from) = &m.finished_from {
+            let text = format!("{} by {}", from.manifest_sha256, from.created_by);
+            facts.row(["finished from", &text]);
+        }
         facts.row(["manifest", &self.digest]);
         let mut files = Table::right(&[1]);
         for file in &m.files {
@@ -107,8 +111,12 @@ impl BundleReport {
 }
 
 fn set_text(set: &EngineSet, manifest: &Manifest) -> String {
+    let state = match set.is_portable() {
+        true => ", to be built there",
+        false => "",
+    };
     let mut text = format!(
-        "  target {}, {}\n",
+        "  target {}, {}{state}\n",
         set.target,
         printable(&set.engine.to_string())
     );

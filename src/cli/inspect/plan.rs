@@ -158,6 +158,7 @@ fn describe(path: &Path, report: &mut PlanReport) {
         inputs: side(IoMode::Input),
         outputs: side(IoMode::Output),
         profiles: profiles.collect(),
+        graph: Vec::new(),
     });
 }
 
