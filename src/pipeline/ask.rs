@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::answer::{Answer, Timings, VisualTokens};
 use super::open::Pipeline;
 use crate::backend::Prefill;
-use crate::decode::{Limits, Sampler, Sampling, SentenceEnd, Speculator, Stop, generate};
+use crate::decode::{Limits, Report, Sampler, Sampling, SentenceEnd, Speculator, Stop, generate};
 use crate::error::{Error, Result};
 use crate::host::peak_resident_bytes;
 use crate::preprocess::{Fit, Frame, PixelValues, Tiles};
@@ -185,12 +185,7 @@ impl Pipeline {
             precision: self.precision().to_owned(),
             prompt_tokens: 0,
             visual_tokens: VisualTokens::default(),
-            speculation: Speculation {
-                draft: "off",
-                steps: 0,
-                proposed: 0,
-                accepted: 0,
-            },
+            speculation: Report::default(),
             timings_ms,
             peak_memory_bytes: peak_resident_bytes(),
         }
