@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use super::scripted::{Guess, Script, ScriptedModel, mix};
+use super::scripted::{Guess, Script, ScriptedModel};
+use super::suffixes::mix;
 use super::*;
 use crate::backend::Prefill;
 use crate::error::Result;

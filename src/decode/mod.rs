@@ -7,10 +7,12 @@
 mod clock;
 mod draft;
 mod generate;
+mod ngram;
 mod report;
 mod sampler;
 mod sentence;
 mod speculator;
+mod suffixes;
 
 #[cfg(test)]
 mod lossless;
@@ -22,6 +24,7 @@ mod scripted;
 pub use clock::{Clock, WallClock};
 pub use draft::{Accepted, Draft, Drafter, MAX_DRAFT, Outlook};
 pub use generate::{Generated, Limits, Stop, generate};
+pub use ngram::Ngram;
 pub use report::{NEAR_TIE, NearTie, Position, Report};
 pub use sampler::{Sampler, Sampling};
 pub use sentence::SentenceEnd;

@@ -230,6 +230,39 @@ fn answer_with_drafts_is_the_one_without() {
     }
 }
 
+#[test]
+fn answer_with_ngram_drafts_is_the_one_without() {
+    let mut random = Random(ChaCha8Rng::seed_from_u64(6));
+    let mut n_accepted = 0;
+    for session in 0..1000 {
+        let mut speculator = Speculator::new(vec![Box::new(Ngram::new())]);
+        let mut case = random.case();
+        for answer in 0..5 {
+            // Other prompts for the same model, one after the other.
+            let other = random.case();
+            let n_vocab = case.script.n_vocab as u32;
+            case.prompt = other.prompt.iter().map(|id| id % n_vocab).collect();
+            case.positions = other.positions;
+            let strategy = Strategy::Always {
+                drafter: "ngram",
+                n: other.n_draft,
+            };
+            speculator.set(strategy).expect("a drafter");
+            let (plain, _, plain_cache) = case.run(&mut Speculator::off());
+            let (drafted, _, cache) = case.run(&mut speculator);
+            let context = format!("session {session}, answer {answer}: {case:?}");
+            assert_eq!(drafted.ids, plain.ids, "{context}");
+            assert_eq!(
+                (drafted.stop, cache),
+                (plain.stop, plain_cache),
+                "{context}"
+            );
+            n_accepted += drafted.speculation.accepted;
+        }
+    }
+    assert!(n_accepted > 1000, "{n_accepted}");
+}
+
 fn case() -> Case {
     let mut case = Random(ChaCha8Rng::seed_from_u64(1)).case();
     case.sampling = Sampling::default();

@@ -6,17 +6,10 @@ use std::time::Duration;
 
 use super::clock::Clock;
 use super::draft::{Accepted, Draft, Drafter, Outlook};
+use super::suffixes::mix;
 use crate::backend::{Backend, Logits, Prefill};
 use crate::error::{Error, Result};
 use crate::preprocess::PixelValues;
-
-/// A mixing function with good low bits (SplitMix64).
-pub(super) fn mix(mut x: u64) -> u64 {
-    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
 
 /// A language: what follows depends on the last few tokens.
 #[derive(Debug, Clone, Copy)]
