@@ -4,7 +4,10 @@
 //! a [`Sampler`] picks each token, the stop rules end it. A [`Speculator`] proposes tokens that one
 //! pass of the model checks together. Nothing here knows which backend runs the model.
 
+mod acceptance;
+mod auto;
 mod clock;
+mod costs;
 mod draft;
 mod generate;
 mod ngram;
@@ -15,6 +18,8 @@ mod speculator;
 mod suffixes;
 
 #[cfg(test)]
+mod auto_tests;
+#[cfg(test)]
 mod lossless;
 #[cfg(test)]
 mod properties;
@@ -22,6 +27,7 @@ mod properties;
 mod scripted;
 
 pub use clock::{Clock, WallClock};
+pub use costs::Costs;
 pub use draft::{Accepted, Draft, Drafter, MAX_DRAFT, Outlook};
 pub use generate::{Generated, Limits, Stop, generate};
 pub use ngram::Ngram;

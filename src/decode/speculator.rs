@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use super::auto::{Auto, Candidate, Choice};
 use super::clock::{Clock, WallClock};
+use super::costs::{Costs, ms};
 use super::draft::{Accepted, Draft, Drafter, MAX_DRAFT, fault_of};
 use super::report::Report;
-use crate::backend::Prefill;
+use crate::backend::{Backend, Prefill};
 use crate::error::{Error, Result};
 
 /// How a session drafts.
@@ -21,6 +23,9 @@ pub enum Strategy {
         /// Most tokens of a draft, 1 to [`MAX_DRAFT`].
         n: usize,
     },
+    /// With the drafter and the number of tokens that promise the most tokens per second, none
+    /// included. Needs [`Costs`]: without them nothing is drafted.
+    Auto,
 }
 
 /// The drafters of a session and what is known of them.
@@ -28,6 +33,7 @@ pub struct Speculator {
     drafters: Vec<Box<dyn Drafter>>,
     strategy: Strategy,
     clock: Box<dyn Clock>,
+    auto: Auto,
     now: Answer,
 }
 
@@ -39,6 +45,12 @@ struct Answer {
     proposed: Vec<usize>,
     /// Time that drafters took.
     drafting: Duration,
+    /// The same since the newest pass began.
+    drafting_now: Duration,
+    /// What the draft at hand was asked for, and how long it took.
+    choice: Option<Choice>,
+    proposing: Duration,
+    pass_began: Duration,
 }
 
 impl Speculator {
@@ -51,6 +63,7 @@ impl Speculator {
     /// As [`new`](Self::new), with a clock of the caller's.
     pub fn with_clock(drafters: Vec<Box<dyn Drafter>>, clock: Box<dyn Clock>) -> Self {
         Self {
+            auto: Auto::new(drafters.len()),
             drafters,
             strategy: Strategy::Off,
             clock,
@@ -88,6 +101,29 @@ impl Speculator {
         Ok(())
     }
 
+    /// What passes and drafts cost, once it is known.
+    pub fn costs(&self) -> Option<&Costs> {
+        self.auto.costs()
+    }
+
+    /// Says what passes and drafts cost, as an earlier session has [measured](Self::measure) it.
+    pub fn set_costs(&mut self, costs: Costs) {
+        self.auto.set_costs(costs);
+    }
+
+    /// Measures what passes of `backend` and drafts cost, in about twenty passes of 1 to 9 rows; the
+    /// backend's sequence is lost. Nothing is learned if `stop` says so before the end.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn measure(&mut self, backend: &mut dyn Backend, stop: &dyn Fn() -> bool) -> Result<()> {
+        let clock = self.clock.as_ref();
+        if let Some(costs) = Costs::measure(backend, &mut self.drafters, clock, stop)? {
+            self.auto.set_costs(costs);
+        }
+        Ok(())
+    }
+
     fn find(&self, name: &str) -> Option<usize> {
         self.drafters.iter().position(|d| d.name() == name)
     }
@@ -98,6 +134,7 @@ impl Speculator {
             proposed: vec![0; self.drafters.len()],
             ..Answer::default()
         };
+        self.auto.begin();
         self.ask_each(|drafter| drafter.begin(prompt));
     }
 
@@ -108,57 +145,89 @@ impl Speculator {
             .take_while(|(taken, drafted)| taken == drafted)
             .count();
         self.now.report.count(draft.ids.len(), n_accepted);
+        let n_tested = draft.ids.len().min(tokens.ids.len());
+        let choice = self.now.choice.filter(|_| n_tested > 0);
+        let outcome = choice.map(|choice| (choice, n_tested, n_accepted));
+        self.auto.saw_tokens(tokens.ids.len(), outcome);
         self.ask_each(|drafter| drafter.accept(*tokens));
     }
 
     /// Writes a draft of at most `n_max` tokens, or none.
     pub(super) fn propose(&mut self, n_max: usize, n_vocab: usize, draft: &mut Draft) {
         draft.clear();
-        if self.now.report.switched_off.is_some() || n_max == 0 {
+        self.now.choice = None;
+        let is_off = self.strategy == Strategy::Off || self.now.report.switched_off.is_some();
+        if is_off || n_max == 0 {
             return;
         }
         let start = self.clock.now();
-        if let Some((which, n)) = self.choose(n_max)
-            && let Some(drafter) = self.drafters.get_mut(which)
+        if let Some(choice) = self.choose(n_max)
+            && let Some(drafter) = self.drafters.get_mut(choice.drafter)
         {
-            let fault = match drafter.propose(n, draft) {
+            let asked = self.clock.now();
+            let fault = match drafter.propose(choice.n, draft) {
                 Ok(()) => draft.fault(n_vocab),
                 Err(error) => Some(fault_of(&error)),
             };
-            match fault {
-                Some(fault) => {
-                    draft.clear();
-                    self.switch_off(which, fault);
-                }
-                None => {
-                    draft.ids.truncate(n);
-                    draft.drawn_from.truncate(n);
-                    self.now.proposed[which] += draft.ids.len();
-                }
+            self.now.proposing = self.clock.now().saturating_sub(asked);
+            if let Some(fault) = fault {
+                draft.clear();
+                self.switch_off(choice.drafter, fault);
+            } else {
+                draft.ids.truncate(choice.n);
+                draft.drawn_from.truncate(choice.n);
+                self.now.proposed[choice.drafter] += draft.ids.len();
+                self.now.choice = Some(choice);
             }
         }
-        self.now.drafting += self.clock.now().saturating_sub(start);
+        self.drafted_since(start);
     }
 
-    /// The drafter to ask, and for how many tokens.
-    fn choose(&mut self, n_max: usize) -> Option<(usize, usize)> {
+    /// Whom to ask, and for how many tokens.
+    fn choose(&mut self, n_max: usize) -> Option<Choice> {
         match self.strategy {
             Strategy::Off => None,
             Strategy::Always { drafter, n } => {
                 let which = self.find(drafter)?;
                 let outlook = self.drafters[which].outlook()?;
                 let n = n.min(n_max).min(outlook.n);
-                (n > 0).then_some((which, n))
+                (n > 0).then_some(Choice {
+                    drafter: which,
+                    class: outlook.class,
+                    n,
+                })
+            }
+            Strategy::Auto => {
+                // Without costs there is no choice to be made.
+                self.auto.costs()?;
+                let outlooks = self.drafters.iter_mut().enumerate().filter_map(|(i, d)| {
+                    Some(Candidate {
+                        drafter: i,
+                        name: d.name(),
+                        outlook: d.outlook()?,
+                    })
+                });
+                let candidates: Vec<Candidate> = outlooks.collect();
+                self.auto.choose(&candidates, n_max)
             }
         }
     }
 
     /// A pass of the target begins.
-    pub(super) fn pass_begins(&mut self) {}
+    pub(super) fn pass_begins(&mut self) {
+        self.now.pass_began = self.clock.now();
+    }
 
     /// A pass of the target over `n_rows` rows has ended.
-    pub(super) fn pass_ends(&mut self, _n_rows: usize) {
+    pub(super) fn pass_ends(&mut self, n_rows: usize) {
         self.now.report.steps += 1;
+        let pass = self.clock.now().saturating_sub(self.now.pass_began);
+        let drafting = std::mem::take(&mut self.now.drafting_now);
+        let draft = self.now.choice.map(|choice| {
+            let name = self.drafters[choice.drafter].name();
+            (name, n_rows - 1, ms(self.now.proposing))
+        });
+        self.auto.saw_pass(n_rows, ms(pass), ms(drafting), draft);
     }
 
     /// Ends an answer of `n_ids` tokens; `decode` is the time after the first one.
@@ -174,6 +243,7 @@ impl Speculator {
             mut report,
             proposed,
             drafting,
+            ..
         } = std::mem::take(&mut self.now);
         let most = (0..proposed.len()).max_by_key(|&which| proposed[which]);
         if let Some(which) = most.filter(|&which| proposed[which] > 0) {
@@ -194,6 +264,7 @@ impl Speculator {
         match self.strategy {
             Strategy::Off => false,
             Strategy::Always { drafter, .. } => self.drafters[which].name() == drafter,
+            Strategy::Auto => true,
         }
     }
 
@@ -211,7 +282,19 @@ impl Speculator {
                 break;
             }
         }
-        self.now.drafting += self.clock.now().saturating_sub(start);
+        self.drafted_since(start);
+    }
+
+    /// Puts another drafter in the place of one.
+    #[cfg(test)]
+    pub(super) fn replace(&mut self, which: usize, drafter: Box<dyn Drafter>) {
+        self.drafters[which] = drafter;
+    }
+
+    fn drafted_since(&mut self, start: Duration) {
+        let took = self.clock.now().saturating_sub(start);
+        self.now.drafting += took;
+        self.now.drafting_now += took;
     }
 
     fn switch_off(&mut self, which: usize, fault: String) {

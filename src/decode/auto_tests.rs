@@ -1,0 +1,237 @@
+//! `auto` against plain decoding and against fixed drafts, by a made-up clock.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use super::scripted::{Guess, MadeUpClock, Script, ScriptedModel};
+use super::*;
+use crate::backend::Prefill;
+
+const SCRIPT: Script = Script {
+    seed: 1,
+    n_vocab: 50,
+    order: 2,
+    n_levels: 1000,
+};
+
+/// Ticks of a pass of one row.
+const STEP: u64 = 1000;
+
+/// Ticks of passes of 1 to 9 rows, each row after the first this much.
+fn passes(row: u64) -> Vec<u64> {
+    (0..=MAX_DRAFT as u64).map(|n| STEP + row * n).collect()
+}
+
+fn costs(passes: &[u64], drafter: u64) -> Costs {
+    let ms = passes.iter().map(|&ticks| ticks as f64 / 1e3).collect();
+    let drafters = BTreeMap::from([("guess".to_owned(), drafter as f64 / 1e3)]);
+    Costs::new(ms, drafters).expect("costs")
+}
+
+/// A session on a made-up machine.
+struct Session {
+    clock: MadeUpClock,
+    model: ScriptedModel,
+    speculator: Speculator,
+}
+
+impl Session {
+    /// A machine with these costs, on which a token of a drafter takes `token` ticks and is right
+    /// with the probability `right` / 256.
+    fn new(passes: &[u64], token: u64, right: u64) -> Self {
+        let clock = MadeUpClock::default();
+        let mut model = ScriptedModel::new(SCRIPT);
+        model.cost = Some((clock.clone(), passes.to_vec()));
+        let mut guess = Guess::new(SCRIPT, right, 7);
+        guess.cost = Some((clock.clone(), token));
+        let drafters: Vec<Box<dyn Drafter>> = vec![Box::new(guess)];
+        let speculator = Speculator::with_clock(drafters, Box::new(clock.clone()));
+        Self {
+            clock,
+            model,
+            speculator,
+        }
+    }
+
+    fn auto(passes: &[u64], token: u64, right: u64) -> Self {
+        let mut session = Self::new(passes, token, right);
+        session.speculator.set_costs(costs(passes, token));
+        session.speculator.set(Strategy::Auto).expect("auto");
+        session
+    }
+
+    /// Answers with `n` tokens; returns the ticks that it took for each plain step's.
+    fn answer(&mut self, n: usize, prompt: u32) -> (f64, Report) {
+        let before = self.clock.now();
+        let limits = Limits {
+            eos: &[],
+            max_tokens: n,
+            deadline: None,
+            cancel: None,
+        };
+        let ids = [prompt % 50, prompt / 50 % 50];
+        let prompt = Prefill {
+            ids: &ids,
+            positions: &[0, 1],
+            visual: &[],
+            image_token: 100,
+            reserve: n,
+        };
+        let done = generate(
+            &mut self.model,
+            &prompt,
+            &mut Sampler::new(Sampling::default()).expect("greedy"),
+            &limits,
+            &mut self.speculator,
+            &mut |_| Ok(ControlFlow::Continue(())),
+        );
+        let took = self.clock.now() - before;
+        let plain = ((n - 1) as u64 * STEP) as f64 / 1e6;
+        (
+            took.as_secs_f64() / plain,
+            done.expect("an answer").speculation,
+        )
+    }
+}
+
+#[test]
+fn auto_that_can_gain_nothing_loses_at_most_two_percent() {
+    for row in [20, 100, 400, 1000] {
+        for token in [0, 50, 500] {
+            for n in [5, 20, 64, 500, 3000] {
+                let mut session = Session::auto(&passes(row), token, 0);
+                let mut sum = 0.0;
+                for prompt in 0..6 {
+                    let (time, report) = session.answer(n, prompt);
+                    let context = format!("row {row}, token {token}, n {n}: {time} {report:?}");
+                    // One refused draft is more than that of a few tokens.
+                    assert!(time <= 1.02 || n < 64, "{context}");
+                    assert_eq!(report.accepted, 0, "{context}");
+                    sum += time;
+                }
+                assert!(sum <= 6.0 * 1.02, "row {row}, token {token}, n {n}: {sum}");
+            }
+        }
+    }
+}
+
+#[test]
+fn auto_that_can_gain_comes_near_the_best_fixed_draft() {
+    for (row, token, right) in [
+        (100, 20, 192),
+        (100, 0, 250),
+        (300, 50, 230),
+        (50, 200, 240),
+    ] {
+        let passes = passes(row);
+        let fixed = (1..=MAX_DRAFT).map(|k| {
+            let mut session = Session::new(&passes, token, right);
+            let strategy = Strategy::Always {
+                drafter: "guess",
+                n: k,
+            };
+            session.speculator.set(strategy).expect("guess");
+            session.answer(2000, 1).0
+        });
+        let best = fixed.fold(f64::INFINITY, f64::min);
+        let (time, report) = Session::auto(&passes, token, right).answer(2000, 1);
+        let context = format!("{row} {token} {right}: {time}, best {best}");
+        assert!(best < 0.8, "{context}");
+        assert!(time < best * 1.08, "{context}");
+        assert_eq!(report.draft, "guess");
+    }
+}
+
+#[test]
+fn auto_in_short_answers_of_a_session_gains_too() {
+    let mut session = Session::auto(&passes(100), 0, 240);
+    let times: Vec<f64> = (0..40).map(|n| session.answer(12, n).0).collect();
+    // Nothing is risked at first.
+    assert!(times.iter().all(|&time| time <= 1.02), "{times:?}");
+    let late: f64 = times[20..].iter().sum::<f64>() / 20.0;
+    assert!(late < 0.4, "{late}: {times:?}");
+}
+
+#[test]
+fn auto_with_passes_that_cost_what_they_give_never_drafts() {
+    for right in [0, 128, 256] {
+        let mut session = Session::auto(&passes(STEP), 0, right);
+        let (time, report) = session.answer(1000, 1);
+        assert_eq!((time, report.proposed, report.draft), (1.0, 0, "off"));
+    }
+}
+
+#[test]
+fn auto_whose_drafts_turn_bad_loses_little() {
+    let passes = passes(100);
+    for n in [64, 300] {
+        let mut session = Session::auto(&passes, 10, 240);
+        for prompt in 0..5 {
+            assert!(session.answer(n, prompt).0 < 0.7);
+        }
+        // The same session, the same knowledge, other drafts.
+        let mut guess = Guess::new(SCRIPT, 0, 7);
+        guess.cost = Some((session.clock.clone(), 10));
+        session.speculator.replace(0, Box::new(guess));
+        let times: Vec<f64> = (0..20).map(|prompt| session.answer(n, prompt).0).collect();
+        // What was won before covers one step and a refused draft.
+        assert!(
+            times.iter().all(|&time| time < 1.0 + 3.0 / n as f64 + 0.02),
+            "{times:?}"
+        );
+        let mean = times.iter().sum::<f64>() / 20.0;
+        assert!(mean < 1.02, "{mean}: {times:?}");
+    }
+}
+
+#[test]
+fn auto_with_costs_of_another_machine_corrects_them() {
+    // What was measured says that rows are free; they are not.
+    let mut session = Session::new(&passes(700), 0, 128);
+    session.speculator.set_costs(costs(&passes(10), 0));
+    session.speculator.set(Strategy::Auto).expect("auto");
+    let (time, report) = session.answer(3000, 1);
+    assert!(time < 1.05, "{time} {report:?}");
+    // What was measured says that rows are dear, and they are not: found out as soon as one is tried.
+    let mut session = Session::new(&passes(100), 0, 240);
+    session.speculator.set_costs(costs(&passes(300), 0));
+    session.speculator.set(Strategy::Auto).expect("auto");
+    let (time, _) = session.answer(3000, 1);
+    assert!(time < 0.45, "{time}");
+}
+
+#[test]
+fn auto_without_costs_drafts_nothing_until_they_are_measured() {
+    let mut session = Session::new(&passes(100), 10, 240);
+    session.speculator.set(Strategy::Auto).expect("auto");
+    let (time, report) = session.answer(100, 1);
+    assert_eq!((time, report.proposed), (1.0, 0));
+    let stopped = session.speculator.measure(&mut session.model, &|| true);
+    assert!(stopped.is_ok() && session.speculator.costs().is_none());
+    let measured = session.speculator.measure(&mut session.model, &|| false);
+    measured.expect("measured");
+    assert_eq!(session.speculator.costs(), Some(&costs(&passes(100), 10)));
+    assert!(session.answer(1000, 1).0 < 0.5);
+}
+
+#[test]
+fn auto_takes_the_better_of_two_drafters() {
+    let passes = passes(100);
+    let clock = MadeUpClock::default();
+    let mut model = ScriptedModel::new(SCRIPT);
+    model.cost = Some((clock.clone(), passes.clone()));
+    let mut good = Guess::new(SCRIPT, 230, 7);
+    good.cost = Some((clock.clone(), 40));
+    let drafters: Vec<Box<dyn Drafter>> = vec![Box::new(Ngram::new()), Box::new(good)];
+    let speculator = Speculator::with_clock(drafters, Box::new(clock.clone()));
+    let mut session = Session {
+        clock,
+        model,
+        speculator,
+    };
+    session.speculator.set_costs(costs(&passes, 40));
+    session.speculator.set(Strategy::Auto).expect("auto");
+    // A text that does not repeat itself for long: the guess is right where nothing can be looked up.
+    let (time, report) = session.answer(300, 1);
+    assert!(time < 0.7 && report.draft == "guess", "{time} {report:?}");
+}
