@@ -31,6 +31,11 @@ impl Session {
         Self::new(model, true)
     }
 
+    /// Loads a graph of which every value is computed as it says: no node is fused with another.
+    pub(super) fn load_plain(model: &OnnxModel) -> Result<Self> {
+        Self::new(model, false)
+    }
+
     /// Loads a graph so that `observer` sees the values named in `taps` in every run; nodes stand
     /// in topological order.
     ///
@@ -43,7 +48,7 @@ impl Session {
     ) -> Result<Self> {
         let prepared = prepare(model.graph_mut(), taps);
         // An optimizer may fold and fuse what is to be seen.
-        let mut session = Self::new(&model, false)?;
+        let mut session = Self::load_plain(&model)?;
         let mut ids = session.inputs.clone();
         ids.extend(session.outputs.iter().map(|(name, id)| (name.clone(), *id)));
         session.watch = Some(Watch::new(prepared, &ids, observer));
