@@ -3,6 +3,7 @@
 //! Modules stand in the order in which data flows; a module uses those above it in the house,
 //! never those below (`docs/architecture.md`).
 
+pub mod accuracy;
 pub mod backend;
 pub mod build;
 pub mod bundle;

@@ -30,7 +30,8 @@ const FLOORS: &[(&str, u8)] = &[
     ("pipeline", 7),
     ("calibrate", 8),
     ("eval", 8),
-    ("cli", 9),
+    ("accuracy", 9),
+    ("cli", 10),
 ];
 
 /// Uses of a neighbour on the same floor that are wanted.

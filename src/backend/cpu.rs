@@ -128,8 +128,12 @@ impl CpuBackend {
         Ok(())
     }
 
-    /// Rows of the decoder's input: embeddings of ids, visual rows in the slots.
-    fn prompt_rows(&self, prompt: &Prefill<'_>) -> Result<Vec<f32>> {
+    /// Rows of the decoder's input, `[n, d_model]`: embeddings of ids, rows of the newest frame in
+    /// the slots.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if slots and rows disagree.
+    pub fn prompt_rows(&self, prompt: &Prefill<'_>) -> Result<Vec<f32>> {
         let slots = prompt
             .ids
             .iter()
