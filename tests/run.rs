@@ -570,6 +570,27 @@ fn run_shows_control_characters_of_names_and_does_not_print_them() {
     assert!(!line.contains(|c: char| c.is_control()), "{line:?}");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn run_into_a_full_disk_blames_its_output_and_not_the_picture() {
+    let picture = image("0024.png");
+    for more in [&[][..], &["--json"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_trtvlm"))
+            .arg("run")
+            .arg(demo())
+            .args(["--prompt", "describe the scene", "--image"])
+            .arg(&picture)
+            .args(more)
+            .stdout(full.expect("/dev/full"))
+            .output()
+            .expect("run");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("error: standard output: "), "{stderr}");
+    }
+}
+
 #[test]
 fn run_with_a_pipe_or_folder_as_image_is_refused_at_once() {
     let dir = tempfile::tempdir().expect("dir");

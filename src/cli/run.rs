@@ -18,6 +18,9 @@ use crate::pipeline::{Answer, Ask, Pipeline, StopAt};
 use crate::preprocess::Frame;
 use crate::text::Text;
 
+/// Where answers go, for errors.
+const STDOUT: &str = "standard output";
+
 /// Answer a question about one or more images
 #[derive(clap::Args)]
 pub struct Args {
@@ -57,7 +60,7 @@ impl Args {
             let frame = Frame::load(image)?;
             let answered = self.answer(&mut pipeline, &frame, &question, &ask);
             interrupt::end_at_once(true);
-            answered.with_context(|| image.display().to_string())?;
+            answered?;
             if interrupt::interrupted() {
                 break;
             }
@@ -72,15 +75,17 @@ impl Args {
         question: &str,
         ask: &Ask<'_>,
     ) -> anyhow::Result<()> {
+        let about = || frame.name().to_owned();
         // Not locked while the model runs: the engine may print there, too (`RTEN_TIMING`).
         let mut out = stdout();
         if self.json {
             let mut begun = |_: &str| interrupt::end_at_once(false);
-            let answer = pipeline.ask(frame, question, ask, &mut begun)?;
+            let answer = pipeline.ask(frame, question, ask, &mut begun);
+            let answer = answer.with_context(about)?;
             // A line is whole or not there.
             interrupt::end_at_once(false);
-            serde_json::to_writer(&mut out, &answer).map_err(std::io::Error::from)?;
-            return Ok(writeln!(out)?);
+            let written = serde_json::to_writer(&mut out, &answer).map_err(std::io::Error::from);
+            return written.and_then(|()| writeln!(out)).context(STDOUT);
         }
         // A sentence may be trimmed at its end, so that it is not printed before it is whole.
         let stream = self.knobs.stop_at() == StopAt::Eos;
@@ -94,14 +99,14 @@ impl Args {
                     .and_then(|()| out.flush());
                 broken = written.err();
             }
-        })?;
-        if let Some(e) = broken {
-            return Err(e.into());
-        }
+        });
+        let answer = answer.with_context(about)?;
+        broken.map_or(Ok(()), Err).context(STDOUT)?;
         if !stream {
-            out.write_all(shown(&answer.text, terminal).as_bytes())?;
+            let text = shown(&answer.text, terminal);
+            out.write_all(text.as_bytes()).context(STDOUT)?;
         }
-        writeln!(out)?;
+        writeln!(out).context(STDOUT)?;
         say(format_args!("  {}", summary(&answer)));
         Ok(())
     }
