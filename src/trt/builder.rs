@@ -3,6 +3,7 @@
 //! A parser that meets a graph it does not expect can take the process with it, which is why
 //! programs call [`build_in_child`](super::build_in_child) instead.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -122,6 +123,9 @@ fn choose(spec: &BuildSpec, path: &LibraryPath) -> Result<(Opened, i32)> {
             )),
         }
     }
+    // A bare name may lead to a library that was named, too.
+    let mut told = HashSet::new();
+    reasons.retain(|reason| told.insert(reason.clone()));
     if reasons.is_empty() {
         reasons.push(
             "no library was found: run `make sdk`, or set TENSORRT_LIB_DIR to the folder that \
