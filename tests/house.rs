@@ -82,6 +82,44 @@ fn floor(module: &str) -> Option<u8> {
     FLOORS.iter().find(|(name, _)| *name == module).map(|f| f.1)
 }
 
+/// The modules of this package that code names: `crate::a::b`, and `a` and `c` of `crate::{a, c::d}`.
+fn uses(code: &str) -> Vec<String> {
+    let name = |text: &str| -> String {
+        let text = text.trim_start();
+        let end = text.find(|c: char| !c.is_alphanumeric() && c != '_');
+        text[..end.unwrap_or(text.len())].to_owned()
+    };
+    let mut found = Vec::new();
+    for rest in code.split("crate::").skip(1) {
+        let Some(group) = rest.strip_prefix('{') else {
+            found.push(name(rest));
+            continue;
+        };
+        let (mut depth, mut start) = (0, 0);
+        for (at, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                ',' | '}' if depth == 0 => {
+                    found.push(name(&group[start..at]));
+                    start = at + 1;
+                    if c == '}' {
+                        break;
+                    }
+                }
+                '}' => depth -= 1,
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn uses_are_found_in_paths_and_groups() {
+    let code = "use crate::a::b; use crate::{c::{d, e}, f,\n    g_h::i}; fn k() -> crate::l {}";
+    assert_eq!(uses(code), ["a", "c", "f", "g_h", "l"]);
+}
+
 #[test]
 fn modules_use_lower_floors_only() {
     let mut wrong = Vec::new();
@@ -97,11 +135,7 @@ fn modules_use_lower_floors_only() {
         };
         // Tests at the end of a file may build what they need from anywhere.
         let code = text.split("#[cfg(test)]").next().unwrap_or("");
-        for used in code.split("crate::").skip(1) {
-            let used: String = used
-                .chars()
-                .take_while(|c| c.is_alphanumeric() || *c == '_')
-                .collect();
+        for used in uses(code) {
             let Some(other) = floor(&used) else { continue };
             let neighbour = NEIGHBOURS.contains(&(module.as_str(), used.as_str()));
             if used != module && other >= own && own > 1 && !neighbour {
@@ -141,4 +175,24 @@ fn readme_shows_the_example_as_it_is_compiled() {
         n_lines <= 15,
         "the README says fifteen lines, not {n_lines}"
     );
+}
+
+#[test]
+fn data_of_the_repository_stays_within_forty_mib() {
+    fn bytes(path: &Path) -> u64 {
+        let meta = std::fs::symlink_metadata(path).expect("metadata");
+        if meta.is_dir() {
+            let entries = std::fs::read_dir(path).expect("folder");
+            return entries
+                .map(|entry| bytes(&entry.expect("entry").path()))
+                .sum();
+        }
+        // A link is not what it leads to.
+        if meta.is_file() { meta.len() } else { 0 }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = ["onnx", "calibration", "tests/data", "tests/golden"];
+    let sizes = folders.map(|folder| (folder, bytes(&root.join(folder))));
+    let total: u64 = sizes.iter().map(|size| size.1).sum();
+    assert!(total <= 40 << 20, "{total}: {sizes:?}");
 }
