@@ -1,8 +1,10 @@
-//! What the operating system tells of memory, from Linux's status files.
+//! What the operating system tells of the machine and of its user, from Linux's status files and the environment.
 //!
-//! Where such a file is missing the answer is `None` or 0: nobody may depend on it.
+//! Where something is not told the answer is `None` or 0: nobody may depend on it.
 
+use std::env;
 use std::fs;
+use std::path::PathBuf;
 
 /// Limits of a control group, version 2 first.
 const GROUP_LIMITS: [&str; 2] = [
@@ -66,6 +68,28 @@ pub fn resident_bytes() -> u64 {
     own_status("RssAnon:")
 }
 
+/// Name of the processor.
+pub fn cpu_name() -> Option<String> {
+    named_cpu(&fs::read_to_string("/proc/cpuinfo").ok()?)
+}
+
+fn named_cpu(info: &str) -> Option<String> {
+    let mut lines = info.lines().filter_map(|line| line.split_once(':'));
+    let name = lines.find(|(key, _)| key.trim() == "model name");
+    name.map(|(_, name)| name.trim().to_owned())
+}
+
+/// The folder for what can be found out again: ours in the user's cache, which may not exist yet.
+pub fn user_cache() -> Option<PathBuf> {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty());
+    let cache = match set("XDG_CACHE_HOME").map(PathBuf::from) {
+        // A relative path is to be ignored, says the XDG Base Directory Specification.
+        Some(cache) if cache.is_absolute() => cache,
+        _ => PathBuf::from(set("HOME")?).join(".cache"),
+    };
+    Some(cache.join("trtvlm"))
+}
+
 fn own_status(name: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     field(&status, name).unwrap_or(0)
@@ -97,6 +121,14 @@ mod tests {
         let limited = Memory::parse(INFO, "409600\n").expect("memory");
         assert_eq!(limited.left_for(300 << 10), 100 << 10);
         assert_eq!(limited.left_for(u64::MAX), 0);
+    }
+
+    #[test]
+    fn cpu_is_the_first_that_has_a_name() {
+        let text =
+            "processor\t: 0\nmodel\t: 7\nmodel name\t: A CPU @ 2: fast\nmodel name : other\n";
+        assert_eq!(named_cpu(text).as_deref(), Some("A CPU @ 2: fast"));
+        assert_eq!(named_cpu("processor\t: 0\nMemTotal:  24 kB\n"), None);
     }
 
     #[test]

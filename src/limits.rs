@@ -115,3 +115,6 @@ pub const SCALES_BYTES: u64 = 256 << 20;
 
 /// Largest file that a calibration is continued from, in bytes.
 pub const CALIBRATION_STATE_BYTES: u64 = 1 << 30;
+
+/// Largest file of measured costs of drafts, in bytes.
+pub const DRAFT_COSTS_BYTES: u64 = 64 << 10;

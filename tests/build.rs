@@ -19,7 +19,10 @@ fn demo() -> PathBuf {
 
 fn trtvlm() -> std::process::Command {
     let mut command = std::process::Command::cargo_bin("trtvlm").expect("binary");
-    command.env_remove("TRTVLM_LOG").env("RUST_BACKTRACE", "0");
+    command
+        .env_remove("TRTVLM_LOG")
+        .env("RUST_BACKTRACE", "0")
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 

@@ -28,6 +28,7 @@ fn trtvlm(temp: &Path) -> Command {
         .env_remove("TRTVLM_LOG")
         .env("RUST_BACKTRACE", "0")
         .env("TMPDIR", temp)
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
         .stdin(Stdio::null());
     command
 }

@@ -59,7 +59,10 @@ fn with_vision(nodes: Vec<NodeProto>, constants: Vec<TensorProto>) -> TempDir {
 
 fn trtvlm() -> Command {
     let mut command = Command::cargo_bin("trtvlm").expect("binary");
-    command.env_remove("TRTVLM_LOG").env("RUST_BACKTRACE", "0");
+    command
+        .env_remove("TRTVLM_LOG")
+        .env("RUST_BACKTRACE", "0")
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 

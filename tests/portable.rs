@@ -22,7 +22,10 @@ fn tiny(name: &str) -> PathBuf {
 
 fn trtvlm() -> std::process::Command {
     let mut command = std::process::Command::cargo_bin("trtvlm").expect("binary");
-    command.env_remove("TRTVLM_LOG").env("RUST_BACKTRACE", "0");
+    command
+        .env_remove("TRTVLM_LOG")
+        .env("RUST_BACKTRACE", "0")
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 

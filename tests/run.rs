@@ -20,7 +20,11 @@ fn image(name: &str) -> PathBuf {
 
 fn trtvlm() -> Command {
     let mut command = Command::cargo_bin("trtvlm").expect("binary");
-    command.env_remove("TRTVLM_LOG").env("RUST_BACKTRACE", "0");
+    command
+        .env_remove("TRTVLM_LOG")
+        .env("RUST_BACKTRACE", "0")
+        // What is measured on this machine is not the user's here.
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 
@@ -108,6 +112,8 @@ fn run_json_has_every_documented_key() {
             picture,
             "--prompt",
             "describe the scene",
+            "--draft",
+            "off",
         ],
     );
     assert_eq!(answers.len(), 2, "one line an image");
@@ -534,6 +540,14 @@ fn run_checks_its_arguments_before_the_model_is_loaded() {
         (
             &["--repetition-penalty", "-2"],
             "error: repetition-penalty: ",
+        ),
+        (
+            &["--draft", "ngram", "--draft-tokens", "9"],
+            "error: draft-tokens: 9, from 1 to 8",
+        ),
+        (
+            &["--draft-tokens", "4"],
+            "error: draft-tokens: acts with a drafter of its own",
         ),
         (&["--prompt", ""], "error: prompt: "),
         (&["--prompt", &long], "error: size in bytes of the prompt"),

@@ -190,6 +190,10 @@ impl Backend for CpuBackend {
         self.decoder.position_ids.is_some()
     }
 
+    fn rows_are_independent(&self) -> bool {
+        !self.decoder.session.scales_by_its_rows()
+    }
+
     fn prefill(&mut self, prompt: &Prefill<'_>) -> Result<Logits> {
         let rows = self.prompt_rows(prompt)?;
         let n = prompt.ids.len();

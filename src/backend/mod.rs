@@ -88,6 +88,13 @@ pub trait Backend: Send {
         true
     }
 
+    /// Whether the logits of a row are the same whatever other rows are in its pass. Where they are
+    /// not, because the model quantizes all rows with one scale that it finds in them, drafts would
+    /// change the answer.
+    fn rows_are_independent(&self) -> bool {
+        true
+    }
+
     /// Starts a new sequence; returns the logits after the prompt's last token, one row.
     ///
     /// # Errors

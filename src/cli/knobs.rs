@@ -8,11 +8,14 @@ use clap::ValueEnum;
 use super::interrupt;
 use super::main::say;
 use super::source::resolve;
-use crate::decode::Sampling;
+use crate::decode::{MAX_DRAFT, Sampling, Strategy};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::pipeline::{Ask, Pipeline, StopAt};
 use crate::preprocess::{Fit, Tiles};
+
+/// Tokens of a draft where the user does not say.
+const DRAFT_TOKENS: usize = 4;
 
 /// What an answer depends on beside the model, the picture and the question.
 #[derive(clap::Args)]
@@ -35,6 +38,13 @@ pub struct Knobs {
     /// Where an answer ends
     #[arg(long, value_enum, default_value = "eos")]
     stop_at: StopAtArg,
+    /// Who proposes tokens that one pass of the model checks together; the answer is the same. auto: whoever
+    /// pays on this machine, if anybody does
+    #[arg(long, value_enum, default_value = "auto")]
+    draft: DraftArg,
+    /// Most tokens that --draft ngram proposes for a pass [default: 4]
+    #[arg(long, value_name = "K")]
+    draft_tokens: Option<usize>,
     /// Draw tokens with this temperature instead of taking the most likely; 0 = greedy
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f32>,
@@ -85,6 +95,20 @@ enum StopAtArg {
     Sentence,
 }
 
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum DraftArg {
+    /// Whoever pays, if anybody does
+    Auto,
+    /// Nobody: one token a pass
+    Off,
+    /// What followed the same words before: in the prompt, this answer, and earlier ones
+    Ngram,
+    /// The first layers of the model, trained for it
+    EarlyExit,
+    /// A small model, trained for it
+    Head,
+}
+
 fn parse_tiles(text: &str) -> Result<Tiles, String> {
     match text {
         "auto" => Ok(Tiles::Auto),
@@ -103,6 +127,19 @@ impl Knobs {
     /// this program does not have.
     pub fn check(&self) -> Result<()> {
         self.ask().sampling.validate()?;
+        if let Some(n) = self.draft_tokens {
+            let reason = match self.strategy() {
+                Strategy::Always { .. } if (1..=MAX_DRAFT).contains(&n) => None,
+                Strategy::Always { .. } => Some(format!("{n}, from 1 to {MAX_DRAFT}")),
+                _ => Some("acts with a drafter of its own, such as --draft ngram".to_owned()),
+            };
+            if let Some(reason) = reason {
+                return Err(Error::Argument {
+                    name: "draft-tokens",
+                    reason,
+                });
+            }
+        }
         if self.backend == BackendArg::Tensorrt {
             return Err(Error::Unavailable {
                 what: "the TensorRT backend".to_owned(),
@@ -115,9 +152,27 @@ impl Knobs {
     /// Opens a model folder, bundle or `hf:OWNER/NAME`, and says what was opened.
     ///
     /// # Errors
-    /// Those of the download and of [`Pipeline::open`].
+    /// Those of the download and of [`Pipeline::open`]; [`Error::Unavailable`] if the model has no
+    /// such drafter.
     pub fn open(&self, model: &Path, cancel: &AtomicBool) -> Result<Pipeline> {
-        open(model, self.variant.as_deref(), cancel)
+        let pipeline = open(model, self.variant.as_deref(), cancel)?;
+        pipeline.check_draft(self.strategy())?;
+        Ok(pipeline)
+    }
+
+    /// How answers are drafted.
+    fn strategy(&self) -> Strategy {
+        let always = |drafter| Strategy::Always {
+            drafter,
+            n: self.draft_tokens.unwrap_or(DRAFT_TOKENS),
+        };
+        match self.draft {
+            DraftArg::Auto => Strategy::Auto,
+            DraftArg::Off => Strategy::Off,
+            DraftArg::Ngram => always("ngram"),
+            DraftArg::EarlyExit => always("early-exit"),
+            DraftArg::Head => always("head"),
+        }
     }
 
     /// Where an answer ends.
@@ -140,6 +195,7 @@ impl Knobs {
             tiles: self.tiles,
             max_tokens: self.max_tokens,
             stop_at: self.stop_at(),
+            draft: self.strategy(),
             sampling: Sampling {
                 temperature: self.temperature.unwrap_or(if drawn { 1.0 } else { 0.0 }),
                 top_k: self.top_k.unwrap_or(0),

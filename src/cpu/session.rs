@@ -20,7 +20,11 @@ pub struct Session {
     inputs: HashMap<String, NodeId>,
     outputs: HashMap<String, NodeId>,
     watch: Option<Watch>,
+    scales_by_its_rows: bool,
 }
+
+/// Operators that find one scale for all elements of their input.
+const DYNAMIC: [&str; 2] = ["DynamicQuantizeLinear", "DynamicQuantizeMatMul"];
 
 impl Session {
     /// Loads a graph that passes may have rewritten.
@@ -60,6 +64,11 @@ impl Session {
         self.watch.is_some()
     }
 
+    /// True if rows of an input are quantized with one scale, and so depend on each other.
+    pub fn scales_by_its_rows(&self) -> bool {
+        self.scales_by_its_rows
+    }
+
     fn new(model: &OnnxModel, optimize: bool) -> Result<Self> {
         let loaded = load(model, optimize)?;
         let engine = loaded.model();
@@ -72,6 +81,11 @@ impl Session {
             name: model.path().display().to_string(),
             inputs: by_name(engine.input_ids()),
             outputs: by_name(engine.output_ids()),
+            scales_by_its_rows: model
+                .graph()
+                .node
+                .iter()
+                .any(|node| DYNAMIC.contains(&node.op_type.as_str())),
             loaded,
             watch: None,
         })

@@ -82,6 +82,16 @@ impl Speculator {
     /// [`Error::Unavailable`] if there is no such drafter, [`Error::Argument`] if a draft would have
     /// no token or more than [`MAX_DRAFT`].
     pub fn set(&mut self, strategy: Strategy) -> Result<()> {
+        self.check(strategy)?;
+        self.strategy = strategy;
+        Ok(())
+    }
+
+    /// Says whether answers can be drafted so.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub fn check(&self, strategy: Strategy) -> Result<()> {
         if let Strategy::Always { drafter, n } = strategy {
             if self.find(drafter).is_none() {
                 let names: Vec<&str> = self.drafters.iter().map(|d| d.name()).collect();
@@ -97,7 +107,6 @@ impl Speculator {
                 });
             }
         }
-        self.strategy = strategy;
         Ok(())
     }
 

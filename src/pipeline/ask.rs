@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::answer::{Answer, Timings, VisualTokens};
 use super::open::Pipeline;
 use crate::backend::Prefill;
-use crate::decode::{Limits, Report, Sampler, Sampling, SentenceEnd, Speculator, Stop, generate};
+use crate::decode::{Limits, Report, Sampler, Sampling, SentenceEnd, Stop, Strategy, generate};
 use crate::error::{Error, Result};
 use crate::host::peak_resident_bytes;
 use crate::preprocess::{Fit, Frame, PixelValues, Tiles};
@@ -39,6 +39,8 @@ pub struct Ask<'a> {
     pub stop_at: StopAt,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// How the answer is drafted: never, if not said otherwise.
+    pub draft: Strategy,
     /// No pass of the model starts after this instant.
     pub deadline: Option<Instant>,
     /// Set by another thread to stop before the next pass.
@@ -54,7 +56,8 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Prompt`] if the question is empty or does not fit the context,
     /// [`Error::Argument`] if a value of `ask` is outside its range, [`Error::Image`] if the frame
-    /// has no usable pixels, and those of the backend.
+    /// has no usable pixels, [`Error::Unavailable`] if the model cannot be drafted as asked for, and
+    /// those of the backend.
     pub fn ask(
         &mut self,
         frame: &Frame,
@@ -62,6 +65,7 @@ impl Pipeline {
         ask: &Ask<'_>,
         on_text: &mut dyn FnMut(&str),
     ) -> Result<Answer> {
+        self.prepare_drafts(ask)?;
         let start = Instant::now();
         let mut timings = Timings::default();
         let mut sampler = Sampler::new(ask.sampling)?;
@@ -117,7 +121,7 @@ impl Pipeline {
             &prefill,
             &mut sampler,
             &limits,
-            &mut Speculator::off(),
+            &mut self.speculator,
             &mut |id| {
                 if timings.ttft == 0.0 {
                     timings.ttft = ms(start.elapsed());

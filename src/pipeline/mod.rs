@@ -7,8 +7,10 @@
 
 mod answer;
 mod ask;
+mod draft_costs;
 mod open;
 
+pub use crate::decode::{Report as Speculation, Strategy};
 pub use answer::{Answer, Timings, VisualTokens};
 pub use ask::{Ask, StopAt};
 pub use open::{Pipeline, Source};

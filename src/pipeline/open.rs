@@ -1,13 +1,20 @@
 //! Opening a model.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
+use super::draft_costs::DraftCosts;
 use crate::backend::{Backend, CpuBackend};
 use crate::bundle::{Bundle, Engine, EngineSet, MANIFEST, Target};
 use crate::cpu::ENGINE_VERSION;
+use crate::decode::{Ngram, Speculator};
+use crate::digest::sha256_bytes;
 use crate::error::{Error, Result};
+use crate::limits;
 use crate::model::{Model, ModelConfig, ModelFiles};
 use crate::preprocess::Processor;
+use crate::read::read_file;
 use crate::text::Text;
 
 /// Newest opset of graphs for any runtime that `build` writes.
@@ -22,6 +29,9 @@ pub struct Pipeline {
     pub(super) text: Text,
     pub(super) backend: Box<dyn Backend>,
     pub(super) warned_of_crop: bool,
+    pub(super) speculator: Speculator,
+    /// Where costs of drafts are kept, if the model and the user's cache are known.
+    pub(super) draft_costs: Option<DraftCosts>,
     backend_name: &'static str,
     precision: String,
 }
@@ -60,15 +70,22 @@ impl Pipeline {
     /// As [`Source::read`]; [`Error::Unavailable`] if a bundle has no graphs for the CPU;
     /// [`Error::Shape`] or [`Error::Cpu`] if the graphs are not the family's.
     pub fn open(path: &Path, variant: Option<&str>) -> Result<Self> {
-        let (model, precision) = match Source::read(path, variant)? {
+        let (model, precision, identity) = match Source::read(path, variant)? {
             Source::Folder(model) => {
                 let variant = model.files.variant.clone();
-                (model, variant)
+                let identity = folder_identity(&model)?;
+                (model, variant, identity)
             }
-            Source::Bundle(bundle) => cpu_model(&bundle)?,
+            Source::Bundle(bundle) => {
+                let (model, precision) = cpu_model(&bundle)?;
+                (model, precision, bundle.digest().to_owned())
+            }
         };
         let backend = Box::new(CpuBackend::load(&model)?);
-        Self::with_backend(model, precision, "cpu", backend)
+        let mut pipeline = Self::with_backend(model, precision, "cpu", backend)?;
+        let engine = format!("cpu {ENGINE_VERSION}");
+        pipeline.draft_costs = DraftCosts::of(&identity, &engine);
+        Ok(pipeline)
     }
 
     /// Reads what a model folder has beside its graphs, which `backend` runs.
@@ -87,6 +104,8 @@ impl Pipeline {
             text: Text::load(dir, &model.config)?,
             backend,
             warned_of_crop: false,
+            speculator: Speculator::new(vec![Box::new(Ngram::new())]),
+            draft_costs: None,
             backend_name,
             precision,
             config: model.config,
@@ -161,4 +180,23 @@ fn cpu_model(bundle: &Bundle) -> Result<(Model, String)> {
         dir: bundle.dir().to_path_buf(),
     };
     Ok((model, manifest.precision.to_string()))
+}
+
+/// Bytes of a graph that tell it from others of the same size.
+const IDENTITY_BYTES: u64 = 64 << 10;
+
+/// What tells a model folder from others, without reading all of its weights: what passes cost
+/// depends on shapes and kernels, which the configuration, the variant and the beginning and size of the decoder
+/// decide.
+fn folder_identity(model: &Model) -> Result<String> {
+    let path = model.dir.join("config.json");
+    let mut told = read_file(&path, limits::TEXT_FILE_BYTES)?;
+    told.extend_from_slice(model.files.variant.as_bytes());
+    let decoder = &model.files.decoder;
+    let file = File::open(decoder).map_err(Error::io(decoder))?;
+    let size = file.metadata().map_err(Error::io(decoder))?.len();
+    told.extend_from_slice(&size.to_le_bytes());
+    let read = file.take(IDENTITY_BYTES).read_to_end(&mut told);
+    read.map_err(Error::io(decoder))?;
+    Ok(sha256_bytes(&told))
 }

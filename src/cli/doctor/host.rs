@@ -9,7 +9,7 @@ use std::thread;
 use indicatif::HumanBytes;
 
 use super::item::Item;
-use crate::host::Memory;
+use crate::host::{Memory, cpu_name};
 use crate::hub::HubOptions;
 
 /// Free space below which a folder is too small for a build.
@@ -76,8 +76,7 @@ fn features() -> Vec<(&'static str, bool)> {
 const NEEDED: [&str; 3] = ["avx2", "fma", "neon"];
 
 fn cpu() -> Item {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = field(&info, "model name").unwrap_or("unnamed CPU");
+    let model = cpu_name().unwrap_or_else(|| "unnamed CPU".to_owned());
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let (has, lacks): (Vec<_>, Vec<_>) = features().into_iter().partition(|f| f.1);
     let has: Vec<&str> = has.iter().map(|f| f.0).collect();
@@ -127,14 +126,6 @@ fn board() -> Option<Item> {
     Some(Item::ok("board", format!("{model}; {release}")))
 }
 
-/// The value of `key : value` in one of the kernel's lists.
-fn field<'a>(text: &'a str, key: &str) -> Option<&'a str> {
-    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
-    lines
-        .find(|(name, _)| name.trim() == key)
-        .map(|(_, value)| value.trim())
-}
-
 /// Whether files can be made in a folder, or in the nearest one above it that is there.
 fn folder(name: &'static str, path: &Path, otherwise: &str) -> Item {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
@@ -170,15 +161,6 @@ fn folder(name: &'static str, path: &Path, otherwise: &str) -> Item {
 mod tests {
     use super::*;
     use crate::cli::doctor::item::Status;
-
-    #[test]
-    fn field_takes_the_first_value_of_the_key() {
-        let text =
-            "processor\t: 0\nmodel name\t: A CPU @ 2: fast\nmodel name : other\nMemTotal:  24 kB\n";
-        assert_eq!(field(text, "model name"), Some("A CPU @ 2: fast"));
-        assert_eq!(field(text, "MemTotal"), Some("24 kB"));
-        assert_eq!(field(text, "model"), None);
-    }
 
     #[test]
     fn folder_that_is_a_file_is_missing_and_one_to_be_made_is_not() {

@@ -1,0 +1,332 @@
+//! Answers of real models are the same with drafts and without.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+use trtvlm::backend::{Backend, CpuBackend, Prefill};
+use trtvlm::decode::{
+    Accepted, Draft, Drafter, Generated, Limits, MAX_DRAFT, Ngram, Outlook, Sampler, Sampling,
+    Speculator, Strategy, generate,
+};
+use trtvlm::model::Model;
+use trtvlm::onnx::OnnxModel;
+use trtvlm::onnx::proto::NodeProto;
+use trtvlm::pipeline::{Ask, Pipeline};
+use trtvlm::preprocess::{Fit, Frame, Processor, Tiles};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Proposes the answer that is known, with every third token wrong.
+struct Told {
+    answer: Vec<u32>,
+    n_seen: usize,
+}
+
+impl Drafter for Told {
+    fn name(&self) -> &'static str {
+        "told"
+    }
+    fn begin(&mut self, _: &Prefill<'_>) -> trtvlm::Result<()> {
+        self.n_seen = 0;
+        Ok(())
+    }
+    fn accept(&mut self, tokens: Accepted<'_>) -> trtvlm::Result<()> {
+        self.n_seen += tokens.ids.len();
+        Ok(())
+    }
+    fn outlook(&mut self) -> Option<Outlook> {
+        let n = self.answer.len().saturating_sub(self.n_seen);
+        (n > 0).then_some(Outlook { n, class: 0 })
+    }
+    fn propose(&mut self, n: usize, draft: &mut Draft) -> trtvlm::Result<()> {
+        let next = self.answer.iter().enumerate().skip(self.n_seen).take(n);
+        draft
+            .ids
+            .extend(next.map(|(at, id)| id ^ u32::from(at % 3 == 2)));
+        Ok(())
+    }
+    fn end(&mut self) {}
+}
+
+/// A folder of `tests/data/tiny` with PyTorch's greedy ids.
+struct Tiny {
+    name: String,
+    model: Model,
+    backend: CpuBackend,
+    n_visual: usize,
+    ids: Vec<u32>,
+    golden: Vec<u32>,
+}
+
+impl Tiny {
+    fn load(name: &str) -> Self {
+        let dir = root().join("tests/data/tiny").join(name);
+        let model = Model::load(&dir, Some("fp32")).expect(name);
+        let file = std::fs::read(dir.join("golden.safetensors")).expect(name);
+        let tensors = SafeTensors::deserialize(&file).expect("safetensors");
+        let ids = |tensor: &str| -> Vec<u32> {
+            let data = tensors.tensor(tensor).expect(tensor).data().chunks_exact(8);
+            data.map(|b| i64::from_le_bytes(b.try_into().expect("8")) as u32)
+                .collect()
+        };
+        let image = tensors.tensor("image").expect("image");
+        let &[.., h, w, 3] = image.shape() else {
+            panic!("{name}: {:?}", image.shape());
+        };
+        let frame = Frame::new(name, w, h, image.data()[..h * w * 3].to_vec()).expect("frame");
+        let processor = Processor::load(&dir).expect("processor");
+        let image = processor.run(&frame, Fit::Processor, Tiles::Count(1));
+        let mut backend = CpuBackend::load(&model).expect(name);
+        let n_visual = backend.encode(&image.expect("pixels")).expect(name);
+        Self {
+            name: name.to_owned(),
+            n_visual,
+            ids: ids("input_ids"),
+            golden: ids("greedy_ids"),
+            model,
+            backend,
+        }
+    }
+
+    /// Answers; if `gaps`, visual tokens were dropped and the others keep their positions.
+    fn answer(&mut self, speculator: &mut Speculator, gaps: bool) -> Generated {
+        let image_token = self.model.config.image_token_id;
+        let mut slot = 0;
+        let kept = |&(_, id): &(u32, u32)| {
+            slot += usize::from(id == image_token);
+            id != image_token || !gaps || slot % 3 == 1
+        };
+        let (positions, ids): (Vec<u32>, Vec<u32>) =
+            (0..).zip(self.ids.iter().copied()).filter(kept).unzip();
+        let visual: Vec<usize> = (0..self.n_visual)
+            .filter(|at| !gaps || at % 3 == 0)
+            .collect();
+        let max_tokens = self.golden.len();
+        let prompt = Prefill {
+            ids: &ids,
+            positions: &positions,
+            visual: &visual,
+            image_token,
+            reserve: max_tokens,
+        };
+        let limits = Limits {
+            eos: &self.model.config.eos,
+            max_tokens,
+            deadline: None,
+            cancel: None,
+        };
+        let mut sampler = Sampler::new(Sampling::default()).expect("greedy");
+        let go_on = &mut |_| Ok(ControlFlow::Continue(()));
+        let done = generate(
+            &mut self.backend,
+            &prompt,
+            &mut sampler,
+            &limits,
+            speculator,
+            go_on,
+        );
+        done.expect(&self.name)
+    }
+}
+
+/// True if two answers are one, or part at a choice that is listed as a near tie.
+fn agrees(drafted: &Generated, plain: &[u32]) -> bool {
+    let parted = drafted.ids.iter().zip(plain).position(|(a, b)| a != b);
+    match parted {
+        None => drafted.ids.len() == plain.len(),
+        Some(at) => {
+            println!("parted at {at}: {:?}", drafted.speculation.near_ties);
+            let ties = &drafted.speculation.near_ties;
+            ties.iter().any(|tie| tie.index == at)
+        }
+    }
+}
+
+#[test]
+fn drafts_leave_the_reference_ids_as_they_are() {
+    let mut n_accepted: HashMap<&str, usize> = HashMap::new();
+    for name in [
+        "fastvlm-tiny-plain",
+        "fastvlm-tiny-contrib",
+        "fastvlm-tiny-contrib-sep",
+        "smolvlm-tiny-plain",
+        "smolvlm-tiny-contrib",
+        "smolvlm-tiny-contrib-sep",
+    ] {
+        let mut tiny = Tiny::load(name);
+        for gaps in [false, true] {
+            let plain = tiny.answer(&mut Speculator::off(), gaps).ids;
+            let golden = &tiny.golden[..plain.len().min(tiny.golden.len())];
+            assert!(gaps || plain == golden, "{name}");
+            let told = Told {
+                answer: plain.clone(),
+                n_seen: 0,
+            };
+            let mut speculator = Speculator::new(vec![Box::new(told), Box::new(Ngram::new())]);
+            for drafter in ["told", "ngram"] {
+                for n in 1..=MAX_DRAFT {
+                    let strategy = Strategy::Always { drafter, n };
+                    speculator.set(strategy).expect("a drafter");
+                    let drafted = tiny.answer(&mut speculator, gaps);
+                    let context = format!("{name}, gaps {gaps}, {drafter} {n}");
+                    assert!(agrees(&drafted, &plain), "{context}: {drafted:?}");
+                    *n_accepted.entry(drafter).or_default() += drafted.speculation.accepted;
+                }
+            }
+        }
+    }
+    assert!(
+        n_accepted["told"] > 100 && n_accepted["ngram"] > 100,
+        "{n_accepted:?}"
+    );
+}
+
+#[test]
+fn drafts_leave_answers_of_the_demo_model_as_they_are() {
+    let items = std::fs::read_to_string(root().join("calibration/items.jsonl")).expect("items");
+    let mut pipeline = Pipeline::open(&root().join("onnx/uav-tiny"), None).expect("demo model");
+    let mut n_accepted = 0;
+    for line in items.lines() {
+        let item: Value = serde_json::from_str(line).expect(line);
+        let picture = item["image"].as_str().expect("image");
+        let frame = Frame::load(&root().join("calibration").join(picture)).expect("frame");
+        let prompt = item["prompt"].as_str().expect("prompt");
+        let expected: Vec<u32> = serde_json::from_value(item["token_ids"].clone()).expect("ids");
+        for n in [1, 4, 8] {
+            let ask = Ask {
+                draft: Strategy::Always {
+                    drafter: "ngram",
+                    n,
+                },
+                ..Ask::default()
+            };
+            let answer = pipeline.ask(&frame, prompt, &ask, &mut |_| {});
+            let answer = answer.expect(prompt);
+            assert_eq!(answer.token_ids, expected, "{prompt}, drafts of {n}");
+            n_accepted += answer.speculation.accepted;
+        }
+    }
+    // The second and third time each answer is one of the history.
+    assert!(n_accepted > 60, "{n_accepted}");
+}
+
+fn run(model: &Path, cache: &Path, args: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_trtvlm"))
+        .arg("run")
+        .arg(model)
+        .args(["--prompt", "describe the scene", "--json", "--image"])
+        .arg(root().join("calibration/images/0024.png"))
+        .args(args)
+        .env_remove("TRTVLM_LOG")
+        .env("XDG_CACHE_HOME", cache)
+        .output()
+        .expect("run");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten();
+    entries.map(|entry| entry.expect("entry").path()).collect()
+}
+
+#[test]
+fn run_with_auto_measures_once_and_a_damaged_cache_is_no_error() {
+    let cache = tempfile::tempdir().expect("dir");
+    let model = root().join("onnx/uav-tiny");
+    let ids = |out: &str| serde_json::from_str::<Value>(out).expect(out)["token_ids"].clone();
+    let (code, plain, _) = run(&model, cache.path(), &["--draft", "off"]);
+    assert_eq!(code, Some(0));
+    let folder = cache.path().join("trtvlm/draft-costs");
+    assert!(files(&folder).is_empty(), "nothing was to be measured");
+
+    let (code, drafted, _) = run(&model, cache.path(), &[]);
+    assert_eq!((code, ids(&drafted)), (Some(0), ids(&plain)));
+    let [file] = &files(&folder)[..] else {
+        panic!("one file");
+    };
+    let measured = std::fs::read(file).expect("costs");
+    run(&model, cache.path(), &[]);
+    assert_eq!(
+        std::fs::read(file).expect("costs"),
+        measured,
+        "measured once"
+    );
+
+    std::fs::write(file, b"{\"passes_ms\":[").expect("damage");
+    let (code, drafted, stderr) = run(&model, cache.path(), &[]);
+    assert_eq!((code, ids(&drafted)), (Some(0), ids(&plain)), "{stderr}");
+    assert_ne!(
+        std::fs::read(file).expect("costs").len(),
+        14,
+        "measured again"
+    );
+
+    // A file where the cache should be.
+    let (code, drafted, stderr) = run(&model, file, &[]);
+    assert_eq!((code, ids(&drafted)), (Some(0), ids(&plain)), "{stderr}");
+}
+
+#[test]
+fn run_with_a_drafter_that_the_model_has_not_is_refused() {
+    let cache = tempfile::tempdir().expect("dir");
+    let model = root().join("onnx/uav-tiny");
+    for drafter in ["head", "early-exit"] {
+        let (code, stdout, stderr) = run(&model, cache.path(), &["--draft", drafter]);
+        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+        let expected =
+            format!("error: the drafter `{drafter}` is not available: this model has ngram");
+        assert!(stderr.contains(&expected), "{stderr}");
+    }
+}
+
+#[test]
+fn model_that_quantizes_all_rows_together_is_not_drafted() {
+    let source = root().join("tests/data/tiny/fastvlm-tiny-plain");
+    let dir = tempfile::tempdir().expect("dir");
+    std::fs::create_dir(dir.path().join("onnx")).expect("dir");
+    for entry in files(&source)
+        .into_iter()
+        .chain(files(&source.join("onnx")))
+    {
+        if entry.is_file() {
+            let name = entry.strip_prefix(&source).expect("inside");
+            std::fs::copy(&entry, dir.path().join(name)).expect("copy");
+        }
+    }
+    let decoder = dir.path().join("onnx/decoder_model_merged.onnx");
+    let mut graph = OnnxModel::load(&decoder).expect("decoder");
+    let node = NodeProto {
+        op_type: "DynamicQuantizeLinear".to_owned(),
+        name: "scale_of_all_rows".to_owned(),
+        input: vec!["inputs_embeds".to_owned()],
+        output: ["q", "scale", "zero"].map(str::to_owned).to_vec(),
+        ..NodeProto::default()
+    };
+    graph.graph_mut().node.insert(0, node);
+    graph.save(&decoder).expect("save");
+
+    let cache = tempfile::tempdir().expect("dir");
+    let (code, _, stderr) = run(dir.path(), cache.path(), &["--draft", "ngram"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(
+        stderr.contains("error: drafting is not available"),
+        "{stderr}"
+    );
+    let args = ["--draft", "auto", "--max-tokens", "8"];
+    let (code, stdout, stderr) = run(dir.path(), cache.path(), &args);
+    assert_eq!(code, Some(0), "{stderr}");
+    let answer: Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!(answer["speculation"]["proposed"], 0);
+    assert!(files(&cache.path().join("trtvlm/draft-costs")).is_empty());
+}
