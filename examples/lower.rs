@@ -26,7 +26,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(other) => return Err(format!("{other} is neither f32 nor f16").into()),
     };
     let mut model = OnnxModel::load(&from)?;
-    let report = lower(&mut model, &LowerOptions { weights })?;
+    let report = lower(
+        &mut model,
+        &LowerOptions {
+            weights,
+            blocks: false,
+        },
+    )?;
     model.save(&to)?;
     for (op, n) in report.lowered {
         println!("{n:5} {op}");

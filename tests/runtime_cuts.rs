@@ -173,7 +173,7 @@ fn compare(name: &str) {
     let n = return_new_rows(&mut cut, family.past_prefix, family.present_prefix);
     assert_eq!(n.expect("cache"), 2 * config.n_layers, "{name}");
     group_queries(&mut cut, config.n_heads, config.n_kv_heads).expect("groups");
-    let weight = (config.vocab * config.d_model * 4) as u64;
+    let weight = (config.vocab * config.d_model) as u64;
     let n = split_lm_head(&mut cut, weight / 3);
     assert!(n.expect("head") >= 3, "{name}");
 

@@ -3,12 +3,15 @@
 //! Source: the support matrix of onnx-tensorrt, `docs/operators.md` on its branch `10.1-GA` (commit
 //! 96e7811), which covers opset 9 to 20, the newest before 10.3 that was at hand: parsers have not
 //! been known to lose operators between minor versions, but no parser of 10.3 has run on this list.
+//! Opset 21 is taken for blocks of Q/DQ alone: `QuantDequantLinearHelper` of that branch's
+//! `onnxOpImporters.cpp` imports INT4 with scales of the weight's rank since 10.0 (`docs/Changelog.md`),
+//! without zero points, the last dimension even; TensorRT-RTX 1.7 builds blocks of 16 to 256.
 //! Left out are operators with subgraphs or state, `NonZero` (rows would depend on values, and
 //! TensorRT-RTX refuses it), random ones, and what our own type rules do not know.
 
 use crate::error::{Error, Result};
 use crate::onnx::OnnxModel;
-use crate::onnx::passes::check_operators;
+use crate::onnx::passes::{BLOCKS_OPSET, check_operators, has_blocks};
 
 /// Opsets that the parser takes.
 const OPSETS: std::ops::RangeInclusive<i64> = 9..=20;
@@ -153,7 +156,8 @@ const OPERATORS: [&str; 127] = [
 /// the graph is of another opset.
 pub(super) fn check(graph: &OnnxModel) -> Result<()> {
     let opset = graph.opset("").unwrap_or(0);
-    if !OPSETS.contains(&opset) {
+    let blocks = opset == BLOCKS_OPSET && has_blocks(graph.graph());
+    if !OPSETS.contains(&opset) && !blocks {
         let (first, last) = (OPSETS.start(), OPSETS.end());
         return Err(Error::malformed(
             graph.path(),

@@ -218,7 +218,11 @@ fn cut_for_fixed_cache(
 ) -> Result<()> {
     let family = config.family;
     let weights = Some(weights);
-    passes::lower(graph, &LowerOptions { weights })?;
+    let options = LowerOptions {
+        weights,
+        blocks: false,
+    };
+    passes::lower(graph, &options)?;
     passes::return_new_rows(graph, family.past_prefix, family.present_prefix)?;
     let n_grouped = passes::group_queries(graph, config.n_heads, config.n_kv_heads)?;
     tracing::debug!(graph = %graph.path().display(), n_grouped, "cut for a fixed cache");

@@ -8,7 +8,7 @@ use super::plan::{Action, Kept, Plan, decide};
 use super::ranges::GraphRanges;
 use crate::error::{Error, Result};
 use crate::onnx::OnnxModel;
-use crate::onnx::passes::{fold_scales, sort_nodes};
+use crate::onnx::passes::{fold_scales, raise_opset, sort_nodes};
 
 /// What was quantized, and what was not.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -96,6 +96,8 @@ pub fn quantize(
     let plan = plan(model, ranges, options)?;
     let bytes_before = model.weight_bytes();
     let inserted = insert(model, &plan)?;
+    // Blocks are of a later opset than other Q/DQ.
+    raise_opset(model)?;
     let kept = plan.decisions.iter().filter_map(|d| match d.action {
         Action::Keep(reason) => Some(KeptNode {
             node: d.node.clone(),

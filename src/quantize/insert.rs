@@ -5,11 +5,15 @@
 //! codes i8 ─► DequantizeLinear(scales [n], zeros [n], axis) ─────┘     one a weight
 //! ```
 //!
+//! Weights of 4 bits are stored in blocks: `DequantizeLinear(codes i4 [d, n], scales [d / block, n])` with
+//! `axis` 0 and `block_size`, of opset 21.
+//!
 //! Values that other nodes read, and the graph's outputs, keep their names.
 
 use std::collections::HashMap;
 use std::path::Path;
 
+use super::blocks::{BlockCodes, quantize_blocks};
 use super::plan::{Action, Activation, Plan, Weight};
 use super::weights::{Codes, quantize_weight, transpose};
 use crate::error::{Error, Result};
@@ -140,6 +144,12 @@ impl<'a> Inserter<'a> {
         let stored = graph.initializer(tensor).ok_or_else(|| {
             Error::malformed(self.path, format!("has no constant `{tensor}` to quantize"))
         })?;
+        if let Some(block) = weight.block {
+            let codes = quantize_blocks(stored, block, self.path)?;
+            let name = self.store_blocks(tensor, codes, block);
+            self.weights.insert(key, name.clone());
+            return Ok(name);
+        }
         let codes = quantize_weight(stored, weight.axis, self.path)?;
         let axis = match weight.transpose {
             true => 1 - weight.axis,
@@ -184,6 +194,28 @@ impl<'a> Inserter<'a> {
         Ok(dequantized)
     }
 
+    /// As `store`, for blocks along axis 0; zero points are left out, as they are zero.
+    fn store_blocks(&mut self, tensor: &str, codes: BlockCodes, block: usize) -> String {
+        let [stored, scales, dequantized] = ["int4", "scale", "dequantized"]
+            .map(|what| self.names.fresh(&format!("{tensor}/{what}")));
+        self.made.push(TensorProto {
+            name: stored.clone(),
+            ..codes.codes
+        });
+        self.made.push(TensorProto {
+            name: scales.clone(),
+            ..codes.scales
+        });
+        let node = NodeProto::new("DequantizeLinear", &[&stored, &scales], &[&dequantized]);
+        let node = node
+            .with_int("axis", 0)
+            .with_int("block_size", block as i64);
+        self.dequantize.push(node);
+        self.inserted.n_weights += 1;
+        self.inserted.n_clamped += codes.n_clamped;
+        dequantized
+    }
+
     /// `n` zero points in a row, or a single one.
     fn zero(&mut self, n: usize) -> String {
         if let Some(name) = self.zeros.get(&n) {
@@ -222,6 +254,7 @@ pub(super) fn insert_tables(model: &mut OnnxModel) -> Result<Inserted> {
             tensor: name,
             axis: 0,
             transpose: false,
+            block: None,
         };
         let name = inserter.weight(graph, &weight)?;
         graph.node[index].input[0] = name;

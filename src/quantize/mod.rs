@@ -19,6 +19,7 @@
 //! of their activations. Embedding tables are `DequantizeLinear` (axis 0) -> `Gather`.
 
 mod apply;
+mod blocks;
 mod histogram;
 mod insert;
 mod method;
@@ -29,6 +30,7 @@ mod scales;
 mod weights;
 
 pub use apply::{KeptNode, QuantizeReport, plan, quantize, quantize_embedding, simplify_for_int8};
+pub use blocks::{BLOCK_SIZES, BlockCodes, block_for, quantize_blocks};
 pub use histogram::{Histogram, N_BINS};
 pub use method::Distribution;
 pub use options::{Pattern, QuantizeOptions, Scheme};

@@ -16,6 +16,15 @@ pub enum Scheme {
     Int8,
     /// Weights of linear operators only (a scale per channel); activations are not touched.
     Int8Weights,
+    /// Weights of linear operators only, in 4 bits (a scale per block of a column).
+    Int4Weights,
+}
+
+impl Scheme {
+    /// True if activations stay floats.
+    pub fn is_of_weights(self) -> bool {
+        self != Self::Int8
+    }
 }
 
 /// What to quantize, and what to leave.
@@ -32,6 +41,8 @@ pub struct QuantizeOptions {
     pub exclude: Vec<Pattern>,
     /// The LM head, too.
     pub lm_head: bool,
+    /// Weights of a column that share a scale, at most, with [`Scheme::Int4Weights`].
+    pub block: usize,
     /// The residual operand of additions behind convolutions, so that an engine computes both as
     /// one.
     pub residuals: bool,
@@ -49,6 +60,7 @@ impl QuantizeOptions {
             include: Vec::new(),
             exclude: Vec::new(),
             lm_head: true,
+            block: 32,
             residuals: true,
             only: None,
             except: BTreeSet::new(),

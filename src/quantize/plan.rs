@@ -8,12 +8,14 @@
 //! | `MatMul` of two activations (attention) | | both: their ranges change with each question, and FP16 attention kernels are fused |
 //!
 //! Data is what comes from pixels, embeddings or the cache; tables of positions and masks are none.
-//! With [`Scheme::Int8Weights`] only the weights of `MatMul` and `Gemm` are quantized.
+//! With [`Scheme::Int8Weights`] only the weights of `MatMul` and `Gemm` are quantized, with
+//! [`Scheme::Int4Weights`] those that consist of whole blocks.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::Serialize;
 
+use super::blocks::block_for;
 use super::options::{QuantizeOptions, Scheme};
 use super::ranges::GraphRanges;
 use super::weights::scale_for;
@@ -77,6 +79,8 @@ pub struct Weight {
     pub axis: usize,
     /// Whether the codes are stored transposed (`transB` of a Gemm, which then goes).
     pub transpose: bool,
+    /// Rows that share a scale, for codes of 4 bits.
+    pub block: Option<usize>,
 }
 
 /// Why a node is not quantized.
@@ -93,6 +97,10 @@ pub enum Kept {
     NoData,
     /// Its weight is computed, not stored, or is not the second operand.
     WeightForm,
+    /// Its weight does not consist of whole blocks.
+    BlockForm,
+    /// Its weight is stored as integers already.
+    Integers,
     /// Its input was zero wherever it was observed: the range says nothing.
     ZeroRange,
     /// Its input has values beyond the range of FP16 scales.
@@ -142,6 +150,8 @@ struct Planner<'a> {
     constants: HashMap<&'a str, &'a TensorProto>,
     constant: HashSet<&'a str>,
     data: HashSet<&'a str>,
+    /// Constants that are stored as integers.
+    dequantized: HashSet<&'a str>,
     consumers: HashMap<&'a str, Vec<usize>>,
     outputs: BTreeSet<&'a str>,
     heads: BTreeSet<usize>,
@@ -156,11 +166,16 @@ impl<'a> Planner<'a> {
         ranges: Option<&'a GraphRanges>,
         options: &'a QuantizeOptions,
     ) -> Self {
+        let constant = graph.constant_values();
+        let dequantized = graph.node.iter().filter(|node| {
+            node.op_type == "DequantizeLinear" && constant.contains(node.output[0].as_str())
+        });
         Self {
             ranges,
             options,
             constants: graph.constants(),
-            constant: graph.constant_values(),
+            dequantized: dequantized.map(|node| node.output[0].as_str()).collect(),
+            constant,
             data: graph.data_values(),
             consumers: graph.consumers(),
             outputs: graph.output.iter().map(|o| o.name.as_str()).collect(),
@@ -175,7 +190,7 @@ impl<'a> Planner<'a> {
         if !matches!(node.domain.as_str(), "" | "ai.onnx") {
             return None;
         }
-        let weights_only = self.options.scheme == Scheme::Int8Weights;
+        let weights_only = self.options.scheme.is_of_weights();
         let (activation, weight) = match node.op_type.as_str() {
             "Conv" if !weights_only => match self.convolution(node) {
                 Ok(operands) => operands,
@@ -228,6 +243,9 @@ impl<'a> Planner<'a> {
         if operands.iter().all(|name| !self.constant.contains(name)) {
             return Err(Kept::TwoActivations);
         }
+        if self.dequantized.contains(operands[1]) {
+            return Err(Kept::Integers);
+        }
         let attr = |name: &str| node.attr(name).and_then(|a| a.i).unwrap_or(0) != 0;
         let alpha = node.attr("alpha").and_then(|a| a.f).unwrap_or(1.0);
         let weight = self.stored(node, 1).filter(|w| w.dims.len() == 2);
@@ -236,7 +254,13 @@ impl<'a> Planner<'a> {
         }
         self.check_data(node, 0)?;
         let transposed = attr("transB");
-        Ok((0, Some(of_node(node, usize::from(!transposed), transposed))))
+        let mut made = of_node(node, usize::from(!transposed), transposed);
+        if self.options.scheme == Scheme::Int4Weights {
+            let dims = weight.map_or(&[][..], |weight| &weight.dims);
+            let block = block_for(dims, self.options.block).filter(|_| !transposed);
+            made.block = Some(block.ok_or(Kept::BlockForm)?);
+        }
+        Ok((0, Some(made)))
     }
 
     /// The operand of an Add that is not what a quantized convolution returns to it alone.
@@ -292,6 +316,7 @@ fn of_node(node: &NodeProto, axis: usize, transpose: bool) -> Weight {
         tensor: node.input[1].clone(),
         axis,
         transpose,
+        block: None,
     }
 }
 

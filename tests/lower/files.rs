@@ -223,7 +223,14 @@ fn dequantized_weights_are_stored_in_the_type_that_is_asked_for() {
     for weights in [DataType::F16, DataType::F32] {
         for (what, mut model) in graphs("decoder_model_merged_q4f16") {
             let weights = Some(weights);
-            lower(&mut model, &LowerOptions { weights }).expect(&what);
+            lower(
+                &mut model,
+                &LowerOptions {
+                    weights,
+                    blocks: false,
+                },
+            )
+            .expect(&what);
             let large = model.graph().initializer.iter();
             let large = large.filter(|t| t.name.ends_with("_dequantized"));
             let types: Vec<_> = large.map(|t| t.dtype().ok()).collect();

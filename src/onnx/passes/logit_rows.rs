@@ -95,10 +95,12 @@ pub fn all_logit_rows(model: &mut OnnxModel) {
         let dims = input.dims.filter(|dims| dims.len() == 3)?;
         Some(dims[1].clone())
     });
-    for output in graph.output.iter_mut().filter(|o| o.name == "logits") {
+    for output in &mut graph.output {
         let mut value = ValueType::from(&*output);
-        if let Some(dims) = value.dims.as_mut().filter(|dims| dims.len() == 3) {
-            dims[1] = embeds.clone().unwrap_or(Dim::Unknown);
+        let selected = Dim::Named(LOGIT_ROWS.to_owned());
+        let dims = value.dims.iter_mut().flatten();
+        for dim in dims.filter(|dim| **dim == selected) {
+            *dim = embeds.clone().unwrap_or(Dim::Unknown);
         }
         *output = ValueInfoProto::from(&value);
     }

@@ -10,6 +10,7 @@
 //! | [`place_rows`]        | attention that counts rows by itself is told their positions, before it is lowered |
 //! | [`all_logit_rows`]    | takes that back, after everything else, in graphs for other runtimes |
 //! | [`return_new_rows`]   | new rows of the KV cache, not the whole of it |
+//! | [`add_taps`]          | inner values of the decoder become outputs, if asked for |
 //! | [`split_lm_head`]     | the LM head in parts, if asked for |
 //! | [`set_dims`]          | named dimensions become numbers |
 //! | [`sort_nodes`]        | nodes stand in topological order |
@@ -23,6 +24,7 @@
 //! | [`group_queries`]     | queries grouped by the key they share, no expanded KV |
 //! | [`scale_query`]       | the factor of attention scores moves to the query |
 //! | [`to_fp16`], [`to_fp32`] | every float gets its type |
+//! | [`pack_blocks`]       | 4-bit blocks become packed products, for the CPU engine |
 //! | [`check_operators`]   | nothing: refuses what a parser does not take |
 //! | [`store_weights_fp16`] | large weights become FP16, with a cast to FP32 behind them |
 
@@ -40,6 +42,7 @@ mod new_rows;
 mod ops;
 mod opset;
 mod order;
+mod pack_blocks;
 mod padded_tiles;
 mod place_rows;
 mod precision;
@@ -49,6 +52,7 @@ mod scale_query;
 mod split_head;
 mod static_dims;
 mod store_weights;
+mod taps;
 #[cfg(test)]
 mod testing;
 mod types;
@@ -63,8 +67,9 @@ pub use logit_rows::{LOGIT_ROWS, all_logit_rows, select_logit_rows};
 pub use lower::{LowerOptions, LowerReport, lower_contrib};
 pub use mask_fill::{MASK_FILL, clamp_mask_fill};
 pub use new_rows::{NEW_PREFIX, return_new_rows};
-pub use opset::{declare_opset, raise_opset};
+pub use opset::{BLOCKS_OPSET, declare_opset, has_blocks, raise_opset};
 pub use order::sort_nodes;
+pub use pack_blocks::pack_blocks;
 pub use padded_tiles::keep_all_tiles;
 pub use place_rows::place_rows;
 pub use prepare::{lower, prepare_fp16, prepare_fp32, prepare_plain};
@@ -72,4 +77,5 @@ pub use scale_query::scale_query;
 pub use split_head::split_lm_head;
 pub use static_dims::set_dims;
 pub use store_weights::store_weights_fp16;
+pub use taps::{SALIENCY, SALIENCY_ROWS, Tap, TapNames, add_taps};
 pub use types::{Types, check_types};

@@ -8,7 +8,7 @@ use super::types::Refused;
 use crate::error::{Error, Result};
 use crate::onnx::OnnxModel;
 use crate::onnx::graph::Names;
-use crate::onnx::proto::{NodeProto, TensorProto};
+use crate::onnx::proto::{GraphProto, NodeProto, TensorProto};
 
 /// Newest opset whose changes are known here.
 const NEWEST_OPSET: i64 = 25;
@@ -29,7 +29,23 @@ const CHANGED: [&str; 6] = [
 /// Attributes that opset 21 to 25 added.
 const NEW_ATTRIBUTES: [&str; 4] = ["block_size", "output_dtype", "precision", "round_mode"];
 
-/// Declares opset `newest` where the file says a later one; older files stay as they are.
+/// The opset that has Q/DQ in blocks, and integers of four bits.
+pub const BLOCKS_OPSET: i64 = 21;
+
+/// True if a graph has Q/DQ in blocks.
+pub fn has_blocks(graph: &GraphProto) -> bool {
+    let in_blocks = |node: &NodeProto| {
+        let q_dq = matches!(node.op().as_str(), "QuantizeLinear" | "DequantizeLinear");
+        q_dq && node
+            .attr("block_size")
+            .and_then(|a| a.i)
+            .is_some_and(|n| n != 0)
+    };
+    graph.node.iter().any(in_blocks)
+}
+
+/// Declares opset `newest` where the file says a later one; older files stay as they are. A graph
+/// [with blocks](has_blocks) is of opset 21 at least, the first that has them.
 ///
 /// # Errors
 /// [`Error::Unsupported`] naming all nodes that mean something else in the older opset;
@@ -45,6 +61,12 @@ pub fn declare_opset(model: &mut OnnxModel, newest: i64) -> Result<()> {
             format!("opset {opset}, supported are {OLDEST_OPSET} to {NEWEST_OPSET}"),
         ));
     }
+    let blocks = has_blocks(model.graph());
+    let newest = if blocks {
+        newest.max(BLOCKS_OPSET)
+    } else {
+        newest
+    };
     if opset <= newest {
         return Ok(());
     }
@@ -53,7 +75,10 @@ pub fn declare_opset(model: &mut OnnxModel, newest: i64) -> Result<()> {
     for node in model.graph().node.iter().filter(default_domain) {
         let mut attributes = node.attribute.iter();
         let changed = CHANGED.contains(&node.op_type.as_str())
-            || attributes.any(|a| NEW_ATTRIBUTES.contains(&a.name.as_str()));
+            || attributes.any(|a| {
+                let known = a.name == "block_size" && newest >= BLOCKS_OPSET;
+                NEW_ATTRIBUTES.contains(&a.name.as_str()) && !known
+            });
         if changed {
             refused.add(node, &format!("means something else in opset {newest}"));
         }
@@ -81,15 +106,16 @@ const REDUCTIONS: [&str; 9] = [
 ];
 
 /// Makes a file of opset 13 to 18 one of opset 19, the first whose Q/DQ operators take FP16
-/// scales; later ones stay as they are.
+/// scales, and one [with blocks](has_blocks) one of opset 21; later ones stay as they are.
 ///
 /// # Errors
 /// [`Error::Malformed`] for older files; [`Error::Unsupported`] naming all nodes that mean
 /// something else since.
 pub fn raise_opset(model: &mut OnnxModel) -> Result<()> {
-    const RAISED: i64 = 19;
+    let blocks = has_blocks(model.graph());
+    let raised = if blocks { BLOCKS_OPSET } else { 19 };
     let opset = model.opset("").unwrap_or(0);
-    if opset >= RAISED {
+    if opset >= raised {
         return Ok(());
     }
     if opset < OLDEST_RAISED {
@@ -108,7 +134,11 @@ pub fn raise_opset(model: &mut OnnxModel) -> Result<()> {
             _ if !matches!(node.domain.as_str(), "" | "ai.onnx") => {}
             // Its default of how coordinates are taken changed in opset 16.
             "RoiAlign" if opset < 16 => {
-                refused.add(node, &format!("means something else in opset {RAISED}"));
+                refused.add(node, &format!("means something else in opset {raised}"));
+            }
+            // Names of its modes changed in opset 20; groups became another thing in 21.
+            "GridSample" | "GroupNormalization" if blocks => {
+                refused.add(node, &format!("means something else in opset {raised}"));
             }
             op if REDUCTIONS.contains(&op) && opset < 18 => {
                 let axes = node.attribute.iter().position(|a| a.name == "axes");
@@ -127,7 +157,7 @@ pub fn raise_opset(model: &mut OnnxModel) -> Result<()> {
     }
     refused.into_result()?;
     graph.initializer.append(&mut made);
-    model.set_opset("", Some(RAISED));
+    model.set_opset("", Some(raised));
     Ok(())
 }
 
@@ -159,10 +189,10 @@ mod tests {
 
     #[test]
     fn declare_opset_refuses_what_does_not() {
-        let blocks = NodeProto::new("DequantizeLinear", &["x", "x"], &["y"]);
+        let quantize = NodeProto::new("QuantizeLinear", &["x", "x"], &["y"]);
         for node in [
             NodeProto::new("GroupNormalization", &["x"], &["y"]),
-            blocks.with_int("block_size", 32),
+            quantize.with_int("output_dtype", 3),
         ] {
             let error = declare_opset(&mut with(node.clone(), Some(21)), 20).expect_err("changed");
             assert!(matches!(&error, Error::Unsupported { op, .. } if *op == node.op_type));
@@ -173,6 +203,26 @@ mod tests {
             let error = declare_opset(&mut model, 20).expect_err("opset");
             assert!(matches!(error, Error::Malformed { .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn graphs_with_blocks_are_of_the_opset_that_has_them() {
+        let blocks = || {
+            let node = NodeProto::new("DequantizeLinear", &["x", "x"], &["y"]);
+            node.with_int("block_size", 32)
+        };
+        for (opset, expected) in [(23, 21), (21, 21), (17, 17)] {
+            let mut model = with(blocks(), Some(opset));
+            declare_opset(&mut model, 20).expect("pass");
+            assert_eq!(model.opset(""), Some(expected));
+            raise_opset(&mut model).expect("raised");
+            assert_eq!(model.opset(""), Some(21));
+        }
+        let mut model = with(blocks(), Some(17));
+        let grid = NodeProto::new("GridSample", &["x", "x"], &["g"]);
+        model.graph_mut().node.push(grid);
+        let error = raise_opset(&mut model).expect_err("changed").to_string();
+        assert!(error.contains("GridSample"), "{error}");
     }
 
     #[test]

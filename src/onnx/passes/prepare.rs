@@ -74,7 +74,13 @@ fn simplify(model: &mut OnnxModel, dims: &[(&str, usize)], weights: DataType) ->
     let cancel = model.cancel();
     set_dims(model, dims)?;
     let weights = Some(weights);
-    lower(model, &LowerOptions { weights })?;
+    lower(
+        model,
+        &LowerOptions {
+            weights,
+            blocks: false,
+        },
+    )?;
     cancel.check()?;
     let n_fills = clamp_mask_fill(model)?;
     let n_scales = scale_query(model)?;

@@ -25,6 +25,9 @@ pub struct LowerOptions {
     /// [`to_fp16`](crate::onnx::passes::to_fp16) or [`to_fp32`](crate::onnx::passes::to_fp32)
     /// takes it away.
     pub weights: Option<DataType>,
+    /// Keep packed weights of 4 bits as they are, where signed codes without zero points say the same:
+    /// as blocks of Q/DQ, which need [opset 21](crate::onnx::passes::raise_opset).
+    pub blocks: bool,
 }
 
 /// What [`lower_contrib`] did.
@@ -67,7 +70,7 @@ pub fn lower_contrib(model: &mut OnnxModel, options: &LowerOptions) -> Result<Lo
     let names = Names::of(model.graph());
     let read = names_read(model.graph());
     let nodes = std::mem::take(&mut model.graph_mut().node);
-    let mut emitter = Emitter::new(model, &types, &dims, names, &read, options.weights);
+    let mut emitter = Emitter::new(model, &types, &dims, names, &read, *options);
     let mut report = LowerReport::default();
     let mut refused = Refused::default();
     for node in nodes {

@@ -7,6 +7,7 @@ use half::f16;
 
 use super::super::types::Types;
 use super::dims::Dims;
+use super::driver::LowerOptions;
 use crate::onnx::graph::Names;
 use crate::onnx::proto::{GraphProto, NodeProto, TensorProto};
 use crate::onnx::{DataType, OnnxModel};
@@ -24,8 +25,7 @@ pub(super) struct Emitter<'a> {
     pub(super) types: &'a Types,
     pub(super) dims: &'a Dims,
     pub(super) path: &'a Path,
-    /// Type of dequantized weights; `None` for that of the operator they belong to.
-    pub(super) weights: Option<DataType>,
+    pub(super) options: LowerOptions,
     constants: HashMap<&'a str, &'a TensorProto>,
     read: &'a HashSet<String>,
     opset: i64,
@@ -44,13 +44,13 @@ impl<'a> Emitter<'a> {
         dims: &'a Dims,
         names: Names,
         read: &'a HashSet<String>,
-        weights: Option<DataType>,
+        options: LowerOptions,
     ) -> Self {
         Self {
             types,
             dims,
             path: model.path(),
-            weights,
+            options,
             constants: model.graph().constants(),
             read,
             opset: model.opset("").unwrap_or(1),

@@ -25,8 +25,14 @@ pub(super) fn matmul_n_bits(e: &mut Emitter<'_>, node: &NodeProto) -> Result<(),
     let dtype = e.float_type(a)?;
     let (n, k) = (attrs.size("N")?, attrs.size("K")?);
     let sizes = Sizes::new(n, k, attrs.int("bits", 4)?, attrs.int("block_size", 0)?)?;
-    let weight = dequantized(e, node, [1, 2, 3], sizes, dtype, |blocks, wanted| {
-        blocks.dequantize_transposed(wanted)
+    let weight = match e.options.blocks {
+        true => kept_blocks(e, node, sizes, dtype).transpose(),
+        false => None,
+    };
+    let weight = weight.unwrap_or_else(|| {
+        dequantized(e, node, [1, 2, 3], sizes, dtype, |blocks, wanted| {
+            blocks.dequantize_transposed(wanted)
+        })
     });
     let (weight, y) = (
         weight.map_err(|reason| format!("`{codes}`: {reason}"))?,
@@ -77,6 +83,43 @@ pub(super) fn gather_blocks(e: &mut Emitter<'_>, node: &NodeProto) -> Result<(),
     Ok(())
 }
 
+/// The weight `[K, N]` of a `MatMulNBits` as a value of type `dtype`, dequantized in the graph from
+/// codes and scales as they are; `None` if signed codes without zero points do not say the same.
+fn kept_blocks(
+    e: &mut Emitter<'_>,
+    node: &NodeProto,
+    sizes: Sizes,
+    dtype: DataType,
+) -> Result<Option<String>, String> {
+    let constant = |name: &str| e.constant(name).ok_or("its weight is no constant");
+    let codes = constant(required(node, 1, "codes")?)?;
+    let scales = constant(required(node, 2, "scales")?)?;
+    let zeros = input(node, 3).map(constant).transpose()?;
+    let wanted = e.options.weights.unwrap_or(dtype);
+    let zeros_name = zeros.map_or("", |zeros| zeros.name.as_str());
+    let key = format!(
+        "blocks {} {} {zeros_name} {dtype} {wanted} {sizes:?}",
+        codes.name, scales.name
+    );
+    let blocks = Blocks::new(sizes, codes, scales, zeros, e.path)?;
+    let Some((codes, scales)) = blocks.signed_transposed(wanted) else {
+        return Ok(None);
+    };
+    let stem = node.input[1].clone();
+    Ok(Some(e.once(key, |e| {
+        let codes = e.store(&format!("{stem}_int4"), codes);
+        let scales = e.store(&format!("{stem}_scale"), scales);
+        let value = e.op_with("DequantizeLinear", &[&codes, &scales], "weight", |node| {
+            let block = i64::try_from(sizes.block).unwrap_or(0);
+            node.with_int("axis", 0).with_int("block_size", block)
+        });
+        match wanted == dtype {
+            true => value,
+            false => e.cast(&value, dtype),
+        }
+    })))
+}
+
 /// The matrix whose codes, scales and zero points are the operands `at`, as a value of type
 /// `dtype`: stored in the type that weights are to have, once for all nodes that read it.
 fn dequantized(
@@ -95,7 +138,7 @@ fn dequantized(
     let scales = constant(required(node, at[1], "scales")?, "scales")?;
     let zeros = input(node, at[2]).map(|zeros| constant(zeros, "zero points"));
     let zeros = zeros.transpose()?;
-    let wanted = e.weights.unwrap_or(dtype);
+    let wanted = e.options.weights.unwrap_or(dtype);
     let zeros_name = zeros.map_or("", |zeros| zeros.name.as_str());
     let key = format!(
         "dequantized {} {} {zeros_name} {dtype} {wanted} {} {sizes:?}",

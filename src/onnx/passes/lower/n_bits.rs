@@ -191,6 +191,53 @@ impl Blocks {
         bytes.tensor(&[self.cols as i64, self.rows as i64])
     }
 
+    /// Codes `[cols, rows]` of four signed bits and scales `[cols / block, rows]` of type `wanted`,
+    /// which say the same without zero points; `None` if there are none that do, or the form has no
+    /// place for them: blocks that are not whole, scales that are not positive or beyond FP16, rows
+    /// in odd number.
+    pub(super) fn signed_transposed(&self, wanted: DataType) -> Option<(TensorProto, TensorProto)> {
+        let middle = if self.signed { 0.0 } else { 8.0 };
+        let n_blocks = self.cols / self.block;
+        let is_middle = match &self.zeros {
+            Zeros::Same(zero) => *zero == middle,
+            Zeros::Floats(zeros) => zeros.iter().all(|zero| *zero == middle),
+            Zeros::Codes { codes, stride } => (0..self.rows).all(|row| {
+                let mut blocks = 0..n_blocks;
+                blocks.all(|block| self.code(codes, row * stride + block) == middle)
+            }),
+        };
+        let whole = self.cols.is_multiple_of(self.block) && self.rows.is_multiple_of(2);
+        let holds = |scale: &f32| *scale >= 0.0 && *scale <= f16::MAX.to_f32();
+        if self.bits != 4 || !is_middle || !whole || !self.scales.iter().all(holds) {
+            return None;
+        }
+        // Flipping the sign bit takes 8 from an unsigned code.
+        let flip = if self.signed { 0 } else { 0x88 };
+        let mut codes = vec![0u8; self.rows * self.cols / 2];
+        for (pair, rows) in self.codes.chunks_exact(2 * self.stride).enumerate() {
+            let (first, second) = rows.split_at(self.stride);
+            for (index, (a, b)) in first.iter().zip(second).take(self.cols / 2).enumerate() {
+                let (a, b) = (a ^ flip, b ^ flip);
+                let at = 2 * index * (self.rows / 2) + pair;
+                codes[at] = (a & 0xf) | (b << 4);
+                codes[at + self.rows / 2] = (a >> 4) | (b & 0xf0);
+            }
+        }
+        let mut scales = Writer::new(wanted, self.scales.len());
+        let mut row = vec![0f32; self.rows];
+        for block in 0..n_blocks {
+            for (index, scale) in row.iter_mut().enumerate() {
+                *scale = self.scales[index * n_blocks + block];
+            }
+            scales.put(&row, block * self.rows);
+        }
+        let (cols, rows) = (self.cols as i64, self.rows as i64);
+        Some((
+            TensorProto::from_raw("", DataType::I4, &[cols, rows], codes),
+            scales.tensor(&[n_blocks as i64, rows]),
+        ))
+    }
+
     /// Writes one row.
     fn row(&self, index: usize, out: &mut [f32]) {
         let codes = &self.codes[index * self.stride..(index + 1) * self.stride];
@@ -350,6 +397,46 @@ mod tests {
         let shifted = Blocks::new(sizes, &data, &three, Some(&zeros), path).expect("blocks");
         let shifted = values(&shifted, false);
         assert_eq!([shifted[0], shifted[16], shifted[32]], [-9.0, -10.0, -14.0]);
+    }
+
+    #[test]
+    fn signed_codes_say_what_unsigned_ones_say_around_their_middle() {
+        let bytes: Vec<u8> = (0..32).map(|i| (i * 37 + 5) as u8).collect();
+        let path = Path::new("t");
+        let sizes = Sizes::new(2, 32, 4, 16).expect("sizes");
+        let data = codes(DataType::U8, &bytes);
+        let scale = scales(&[0.5, 2.0, 1.0, 0.25]);
+        let make = |zeros: Option<&TensorProto>| Blocks::new(sizes, &data, &scale, zeros, path);
+        let blocks = make(None).expect("blocks");
+        let (signed, columns) = blocks.signed_transposed(DataType::F32).expect("symmetric");
+        assert_eq!(
+            (&signed.dims[..], &columns.dims[..]),
+            (&[32, 2][..], &[2, 2][..])
+        );
+        let columns = columns.to_f32(path).expect("floats");
+        let expected = values(&blocks, true);
+        for (byte, pair) in signed
+            .raw_data
+            .expect("raw")
+            .iter()
+            .zip(expected.chunks(2))
+            .enumerate()
+            .map(|(row, (byte, pair))| ((row, *byte), pair))
+        {
+            let (row, byte) = byte;
+            for (col, value) in pair.iter().enumerate() {
+                let nibble = byte >> (4 * col) & 0xf;
+                let code = f32::from(((nibble << 4) as i8) >> 4);
+                assert_eq!(code * columns[row / 16 * 2 + col], *value, "{row} {col}");
+            }
+        }
+        // Zero points in the middle change nothing, others cannot be said so.
+        let middle = codes(DataType::U8, &[0x88, 0x88]);
+        let blocks = make(Some(&middle)).expect("blocks");
+        assert!(blocks.signed_transposed(DataType::F32).is_some());
+        let other = codes(DataType::U8, &[0x88, 0x78]);
+        let blocks = make(Some(&other)).expect("blocks");
+        assert!(blocks.signed_transposed(DataType::F32).is_none());
     }
 
     #[test]
