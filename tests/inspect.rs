@@ -77,6 +77,8 @@ fn bundle(dir: &Path) -> String {
             sources: vec![],
         },
         precision: Precision::Fp16,
+        taps: vec![],
+        head_bytes: None,
         kv_capacity: 512,
         max_context: 512,
         draft_tokens: 0,

@@ -10,7 +10,7 @@ use crate::cpu::{Embedding, Session};
 use crate::error::{Error, Result};
 use crate::model::{FamilySpec, Model};
 use crate::onnx::OnnxModel;
-use crate::onnx::passes::{LOGIT_ROWS, place_rows, select_logit_rows};
+use crate::onnx::passes::{LOGIT_ROWS, pack_blocks, place_rows, select_logit_rows};
 use crate::preprocess::PixelValues;
 
 /// Axis of KV tensors `[1, kv_heads, rows, head_dim]` that grows.
@@ -72,6 +72,7 @@ impl CpuBackend {
             config.family.position_ids,
             config.family.inputs_embeds,
         );
+        pack_blocks(&mut decoder)?;
         let decoder = Session::load(&decoder)?;
         Self::new(model, vision, decoder)
     }

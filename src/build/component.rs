@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::accepted;
+use super::cuts::Cuts;
 use super::quantization::{Quantization, quantized_fp32};
 use super::shapes::{self, Capacity};
 use crate::backend::contract;
@@ -121,6 +122,7 @@ pub fn prepare(
     model: &Model,
     runner: Runner,
     numerics: Numerics<'_>,
+    cuts: &Cuts,
     capacity: &Capacity,
     cancel: &Arc<AtomicBool>,
 ) -> Result<Prepared> {
@@ -133,9 +135,18 @@ pub fn prepare(
         passes::place_rows(&mut graph, family.position_ids, family.inputs_embeds);
     }
     let integers = numerics.integers(kind)?;
+    if kind == ComponentKind::Decoder && runner != Runner::TensorRt && !cuts.taps.is_empty() {
+        let options = lower_options(numerics.precision, integers);
+        passes::lower(&mut graph, &options)?;
+        cuts.tap(&mut graph, &model.config, false)?;
+    }
     let report = match (runner, integers) {
         (Runner::Cpu | Runner::Onnx, Some(quantization)) => {
-            quantized_fp32(kind, &mut graph, quantization)?
+            let report = quantized_fp32(kind, &mut graph, quantization)?;
+            if runner == Runner::Cpu {
+                passes::pack_blocks(&mut graph)?;
+            }
+            report
         }
         (Runner::Onnx, None) => {
             for_any_runtime(&mut graph, numerics.precision)?;
@@ -154,6 +165,7 @@ pub fn prepare(
             model,
             numerics.precision,
             integers,
+            cuts,
             capacity,
         )?,
     };
@@ -183,17 +195,16 @@ fn for_tensorrt(
     model: &Model,
     precision: Precision,
     integers: Option<&Quantization>,
+    cuts: &Cuts,
     capacity: &Capacity,
 ) -> Result<Option<QuantizeReport>> {
     let dims = shapes::fixed_dims(kind, graph, &model.config, capacity)?;
     let dims: Vec<(&str, usize)> = dims.iter().map(|(name, n)| (name.as_str(), *n)).collect();
-    // Integers are made of what the file has, not of its FP16 roundings.
-    let weights = match (precision, integers) {
-        (Precision::Fp32, _) | (_, Some(_)) => DataType::F32,
-        _ => DataType::F16,
-    };
     if kind == ComponentKind::Decoder {
-        cut_for_fixed_cache(graph, &model.config, weights)?;
+        let options = lower_options(precision, integers);
+        cut_for_fixed_cache(graph, &model.config, &options)?;
+        cuts.tap(graph, &model.config, true)?;
+        cuts.split(graph, precision)?;
     }
     let mut report = None;
     if let Some(quantization) = integers {
@@ -209,20 +220,28 @@ fn for_tensorrt(
     Ok(report)
 }
 
+/// How packed weights are lowered. Integers are made of what the file has, not of its FP16
+/// roundings.
+fn lower_options(precision: Precision, integers: Option<&Quantization>) -> LowerOptions {
+    let weights = match (precision, integers) {
+        (Precision::Fp32, _) | (_, Some(_)) => DataType::F32,
+        _ => DataType::F16,
+    };
+    LowerOptions {
+        weights: Some(weights),
+        blocks: integers.is_some_and(Quantization::keeps_blocks),
+    }
+}
+
 /// Makes a decoder whose cache is a block of fixed capacity that the runtime owns: it returns the
 /// new rows, and repeats no keys.
 fn cut_for_fixed_cache(
     graph: &mut OnnxModel,
     config: &ModelConfig,
-    weights: DataType,
+    options: &LowerOptions,
 ) -> Result<()> {
     let family = config.family;
-    let weights = Some(weights);
-    let options = LowerOptions {
-        weights,
-        blocks: false,
-    };
-    passes::lower(graph, &options)?;
+    passes::lower(graph, options)?;
     passes::return_new_rows(graph, family.past_prefix, family.present_prefix)?;
     let n_grouped = passes::group_queries(graph, config.n_heads, config.n_kv_heads)?;
     tracing::debug!(graph = %graph.path().display(), n_grouped, "cut for a fixed cache");

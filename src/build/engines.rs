@@ -89,6 +89,7 @@ pub(super) fn graphs(
             model,
             runner,
             options.numerics(),
+            &options.cuts,
             capacity,
             &options.cancel,
         )?;

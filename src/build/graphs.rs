@@ -70,6 +70,7 @@ pub(super) fn save_graph(
         model,
         Runner::TensorRt,
         options.numerics(),
+        &options.cuts,
         capacity,
         &options.cancel,
     )?;

@@ -14,6 +14,7 @@
 
 mod accepted;
 mod component;
+mod cuts;
 mod engines;
 mod finish;
 mod graphs;
@@ -24,6 +25,7 @@ mod quantization;
 mod shapes;
 
 pub use component::{COMPONENTS, ComponentKind, Numerics, Prepared, Runner, prepare};
+pub use cuts::Cuts;
 pub use engines::EngineReport;
 pub use finish::{FinishOptions, finish};
 pub use order::{BuildOptions, BuildOutcome, Builder, Event, TargetArg, build, resolve_targets};

@@ -9,6 +9,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::component::{ComponentKind, Numerics};
+use super::cuts::Cuts;
 use super::engines::{self, EngineReport};
 use super::graphs;
 use super::plans;
@@ -22,6 +23,7 @@ use crate::bundle::{
 use crate::digest::sha256_file;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig, ModelFiles, companions};
+use crate::onnx::passes::Tap;
 use crate::preprocess::Processor;
 use crate::text::Text;
 
@@ -48,6 +50,8 @@ pub struct BuildOptions<'a> {
     pub precision: Precision,
     /// How integers come into the graphs; needed by the precisions that have any.
     pub quantization: Option<&'a Quantization>,
+    /// What changes in the decoder, off by default.
+    pub cuts: Cuts,
     /// Positions of prompt and answer; by default the model's, at most 2048.
     pub max_context: Option<usize>,
     /// Draft tokens that one step can verify.
@@ -249,6 +253,8 @@ pub fn build(
         created_by: created_by(),
         command_line: options.command_line.clone(),
         finished_from: None,
+        taps: options.cuts.taps.iter().map(Tap::to_string).collect(),
+        head_bytes: options.cuts.head_bytes,
         model: ModelInfo {
             family: model.config.family.name.to_owned(),
             name: model.config.name.clone(),

@@ -5,8 +5,8 @@ use std::path::Path;
 use super::component::ComponentKind;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::onnx::OnnxModel;
-use crate::onnx::passes;
+use crate::onnx::passes::{self, LowerOptions};
+use crate::onnx::{DataType, OnnxModel};
 use crate::quantize::{
     GraphRanges, Method, QuantizeOptions, QuantizeReport, Ranges, Scales, Scheme, quantize,
     quantize_embedding, simplify_for_int8,
@@ -37,6 +37,24 @@ impl Quantization {
             embedding: true,
             observed: None,
         }
+    }
+
+    /// Weights of the decoder in 4 bits, `block` of a column to a scale at most; packed ones of 4 bits
+    /// stay what they are.
+    pub fn of_blocks(block: usize) -> Self {
+        Self {
+            options: QuantizeOptions {
+                block,
+                ..QuantizeOptions::new(Scheme::Int4Weights)
+            },
+            embedding: false,
+            observed: None,
+        }
+    }
+
+    /// True if packed weights keep their codes.
+    pub(super) fn keeps_blocks(&self) -> bool {
+        self.options.scheme == Scheme::Int4Weights
     }
 
     /// Weights and activations, with the ranges that `method` chose.
@@ -121,6 +139,13 @@ pub(super) fn quantized_fp32(
     graph: &mut OnnxModel,
     quantization: &Quantization,
 ) -> Result<Option<QuantizeReport>> {
+    if quantization.keeps_blocks() {
+        let options = LowerOptions {
+            weights: Some(DataType::F32),
+            blocks: true,
+        };
+        passes::lower(graph, &options)?;
+    }
     passes::prepare_plain(graph, &[])?;
     let report = quantization.apply(kind, graph)?;
     passes::to_fp32(graph)?;

@@ -7,7 +7,7 @@ use crate::bundle::{Profile, ProfileInput};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::model::ModelConfig;
-use crate::onnx::passes::LOGIT_ROWS;
+use crate::onnx::passes::{LOGIT_ROWS, SALIENCY_ROWS};
 use crate::onnx::{Dim, OnnxModel, ValueType};
 
 /// Context of a build where the user does not say: prompt and answer of every frame mode fit.
@@ -16,6 +16,9 @@ const DEFAULT_CONTEXT: usize = 2048;
 /// Tokens of a usual question with the template around it, for the shape that kernels are chosen
 /// for.
 const USUAL_TEXT_TOKENS: usize = 32;
+
+/// Most rows whose attention is averaged: a long question.
+const SALIENT_ROWS: usize = 256;
 
 /// Largest sizes that a bundle can run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +129,10 @@ fn input_sizes(
             n if n == family.attention_mask => vec![Fixed(1), Range(total)],
             n if n == family.position_ids => vec![Fixed(1), Range(rows)],
             LOGIT_ROWS => vec![Range(logit_rows)],
+            SALIENCY_ROWS => {
+                let most = rows[2].min(SALIENT_ROWS);
+                vec![Range([1, USUAL_TEXT_TOKENS.min(most), most])]
+            }
             n if n.starts_with(family.past_prefix) => vec![
                 Fixed(1),
                 Fixed(config.n_kv_heads),

@@ -32,6 +32,10 @@ pub struct Manifest {
     pub model: ModelInfo,
     /// Precision of weights and activations.
     pub precision: Precision,
+    /// Inner values of the decoder that are outputs, as they were asked for.
+    pub taps: Vec<String>,
+    /// Largest part of the LM head's weight in bytes, if it was to be split.
+    pub head_bytes: Option<u64>,
     /// Size of the KV cache in positions.
     pub kv_capacity: u32,
     /// Largest number of positions of a prompt with its answer.

@@ -12,11 +12,12 @@ use super::interrupt;
 use super::main::say;
 use super::source::resolve;
 use crate::build::{
-    self, BuildOptions, BuildOutcome, Builder, FinishOptions, TargetArg, resolve_targets,
+    self, BuildOptions, BuildOutcome, Builder, Cuts, FinishOptions, TargetArg, resolve_targets,
 };
 use crate::bundle::{Bundle, Precision, Target};
 use crate::error::Error;
 use crate::model::Model;
+use crate::onnx::passes::Tap;
 
 /// Build engines from a model folder into a bundle
 #[derive(clap::Args)]
@@ -49,6 +50,13 @@ pub struct Args {
     /// Pictures that one frame may be split into (SmolVLM) [default: 17]
     #[arg(long, value_name = "N")]
     tiles: Option<usize>,
+    /// Inner values of the decoder to return, too: hidden, hidden-rows, layer:N, saliency:N+M
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    tap: Vec<Tap>,
+    /// Split the LM head of TensorRT engines into parts of at most so many MiB: they need less memory
+    /// in one piece
+    #[arg(long, value_name = "MIB")]
+    head_mib: Option<u64>,
     /// Files of the model folder to use: fp32, fp16, … [default: fp32, else fp16]
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
@@ -131,6 +139,10 @@ impl Args {
             portable: self.portable,
             precision: self.precision(),
             quantization: None,
+            cuts: Cuts {
+                taps: self.tap.clone(),
+                head_bytes: self.head_mib.map(|mib| mib.saturating_mul(1 << 20)),
+            },
             max_context: self.max_context,
             draft_tokens: self.draft_tokens.unwrap_or(DRAFT_TOKENS),
             max_tiles: self.tiles.unwrap_or(TILES),
@@ -154,6 +166,8 @@ impl Args {
             ("draft-tokens", self.draft_tokens.is_some()),
             ("tiles", self.tiles.is_some()),
             ("variant", self.variant.is_some()),
+            ("tap", !self.tap.is_empty()),
+            ("head-mib", self.head_mib.is_some()),
             ("portable", self.portable),
         ];
         if let Some((name, _)) = fixed.into_iter().find(|(_, is_given)| *is_given) {

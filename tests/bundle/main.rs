@@ -44,6 +44,8 @@ fn manifest() -> Manifest {
             sources: vec![],
         },
         precision: Precision::Fp16,
+        taps: vec![],
+        head_bytes: None,
         kv_capacity: 512,
         max_context: 512,
         draft_tokens: 4,

@@ -99,7 +99,7 @@ fn long_manifests_with_damage_are_read_or_refused() {
         "model": {"family": "fastvlm", "name": "m", "variant": "fp16",
                   "sources": [{"path": "config.json", "bytes": 2, "sha256": digest}]},
         "precision": "fp16",
-        "kv_capacity": 512, "max_context": 512, "draft_tokens": 4, "vocabulary": 1024,
+        "taps": [], "head_bytes": null, "kv_capacity": 512, "max_context": 512, "draft_tokens": 4, "vocabulary": 1024,
         "buckets": {"prefill": [64], "step": [1, 5], "visual_tokens": []},
         "engines": [{
             "target": "cpu",

@@ -1,0 +1,56 @@
+//! What a build changes in a decoder because the user asks for it.
+
+use crate::bundle::Precision;
+use crate::error::Result;
+use crate::model::ModelConfig;
+use crate::onnx::OnnxModel;
+use crate::onnx::passes::{self, NEW_PREFIX, Tap, TapNames};
+
+/// Changes of a decoder that are off by default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cuts {
+    /// Inner values that become outputs.
+    pub taps: Vec<Tap>,
+    /// Largest part of the LM head's weight in an engine, in bytes.
+    pub head_bytes: Option<u64>,
+}
+
+impl Cuts {
+    /// Adds the taps to a lowered decoder that returns its whole cache, or new rows of it.
+    pub(super) fn tap(
+        &self,
+        graph: &mut OnnxModel,
+        config: &ModelConfig,
+        new_rows: bool,
+    ) -> Result<()> {
+        let family = config.family;
+        let names = TapNames {
+            inputs_embeds: family.inputs_embeds,
+            past: family.past_prefix,
+            present: if new_rows {
+                NEW_PREFIX
+            } else {
+                family.present_prefix
+            },
+            n_layers: config.n_layers,
+            n_heads: config.n_heads,
+        };
+        passes::add_taps(graph, &self.taps, &names)
+    }
+
+    /// Splits the LM head, if asked to; `precision` is that of the engine.
+    pub(super) fn split(&self, graph: &mut OnnxModel, precision: Precision) -> Result<()> {
+        let Some(bytes) = self.head_bytes else {
+            return Ok(());
+        };
+        let bits = match precision {
+            Precision::Fp32 => 32,
+            Precision::Fp16 => 16,
+            Precision::Int8 | Precision::Int8Weights => 8,
+            Precision::Int4Weights => 4,
+        };
+        let n_parts = passes::split_lm_head(graph, bytes.saturating_mul(8) / bits)?;
+        tracing::debug!(graph = %graph.path().display(), n_parts, "split the LM head");
+        Ok(())
+    }
+}
