@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         &mut model,
         &LowerOptions {
             weights,
-            blocks: false,
+            ..LowerOptions::default()
         },
     )?;
     model.save(&to)?;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::backend::CpuBackend;
-use crate::build::{Capacity, ComponentKind, Numerics, Prepared, Quantization, Runner, prepare};
+use crate::build::{
+    Capacity, ComponentKind, Cuts, Numerics, Prepared, Quantization, Runner, prepare,
+};
 use crate::bundle::Precision;
 use crate::cpu::Session;
 use crate::error::Result;
@@ -54,6 +56,7 @@ impl Subject<'_> {
             self.model,
             Runner::Cpu,
             numerics,
+            &Cuts::default(),
             &capacity,
             &self.cancel,
         )

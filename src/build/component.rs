@@ -12,7 +12,7 @@ use crate::backend::contract;
 use crate::bundle::Precision;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig};
-use crate::onnx::passes::{self, Fp16Options, LowerOptions};
+use crate::onnx::passes::{self, Fp16Options, LowerOptions, PackedWeights};
 use crate::onnx::{DataType, OnnxModel};
 use crate::quantize::QuantizeReport;
 
@@ -136,7 +136,7 @@ pub fn prepare(
     }
     let integers = numerics.integers(kind)?;
     if kind == ComponentKind::Decoder && runner != Runner::TensorRt && !cuts.taps.is_empty() {
-        let options = lower_options(numerics.precision, integers);
+        let options = lower_options(runner, numerics.precision, integers);
         passes::lower(&mut graph, &options)?;
         cuts.tap(&mut graph, &model.config, false)?;
     }
@@ -201,20 +201,27 @@ fn for_tensorrt(
     let dims = shapes::fixed_dims(kind, graph, &model.config, capacity)?;
     let dims: Vec<(&str, usize)> = dims.iter().map(|(name, n)| (name.as_str(), *n)).collect();
     if kind == ComponentKind::Decoder {
-        let options = lower_options(precision, integers);
+        let options = lower_options(Runner::TensorRt, precision, integers);
         cut_for_fixed_cache(graph, &model.config, &options)?;
         cuts.tap(graph, &model.config, true)?;
-        cuts.split(graph, precision)?;
     }
     let mut report = None;
+    // Behind what may stand between the LM head and its weight, before that becomes integers.
+    let split = |graph: &mut OnnxModel| match kind {
+        ComponentKind::Decoder => cuts.split(graph, precision),
+        _ => Ok(()),
+    };
     if let Some(quantization) = integers {
         passes::prepare_plain(graph, &dims)?;
+        split(graph)?;
         report = quantization.apply(kind, graph)?;
         passes::to_fp16(graph, &Fp16Options::default())?;
     } else if precision == Precision::Fp32 {
         passes::prepare_fp32(graph, &dims)?;
+        split(graph)?;
     } else {
         passes::prepare_fp16(graph, &dims, &Fp16Options::default())?;
+        split(graph)?;
     }
     accepted::check(graph)?;
     Ok(report)
@@ -222,14 +229,22 @@ fn for_tensorrt(
 
 /// How packed weights are lowered. Integers are made of what the file has, not of its FP16
 /// roundings.
-fn lower_options(precision: Precision, integers: Option<&Quantization>) -> LowerOptions {
+fn lower_options(
+    runner: Runner,
+    precision: Precision,
+    integers: Option<&Quantization>,
+) -> LowerOptions {
     let weights = match (precision, integers) {
         (Precision::Fp32, _) | (_, Some(_)) => DataType::F32,
         _ => DataType::F16,
     };
     LowerOptions {
         weights: Some(weights),
-        blocks: integers.is_some_and(Quantization::keeps_blocks),
+        packed: match integers.is_some_and(Quantization::keeps_blocks) {
+            true if runner == Runner::TensorRt => PackedWeights::PositiveBlocks,
+            true => PackedWeights::Blocks,
+            false => PackedWeights::Floats,
+        },
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::component::ComponentKind;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::onnx::passes::{self, LowerOptions};
+use crate::onnx::passes::{self, LowerOptions, PackedWeights};
 use crate::onnx::{DataType, OnnxModel};
 use crate::quantize::{
     GraphRanges, Method, QuantizeOptions, QuantizeReport, Ranges, Scales, Scheme, quantize,
@@ -142,7 +142,7 @@ pub(super) fn quantized_fp32(
     if quantization.keeps_blocks() {
         let options = LowerOptions {
             weights: Some(DataType::F32),
-            blocks: true,
+            packed: PackedWeights::Blocks,
         };
         passes::lower(graph, &options)?;
     }

@@ -227,7 +227,7 @@ fn dequantized_weights_are_stored_in_the_type_that_is_asked_for() {
                 &mut model,
                 &LowerOptions {
                     weights,
-                    blocks: false,
+                    ..LowerOptions::default()
                 },
             )
             .expect(&what);

@@ -64,7 +64,7 @@ pub use fp16::{Fp16Options, Fp16Report, to_fp16, to_fp32};
 pub use group_queries::group_queries;
 pub(crate) use logit_rows::lm_head;
 pub use logit_rows::{LOGIT_ROWS, all_logit_rows, select_logit_rows};
-pub use lower::{LowerOptions, LowerReport, lower_contrib};
+pub use lower::{LowerOptions, LowerReport, PackedWeights, lower_contrib};
 pub use mask_fill::{MASK_FILL, clamp_mask_fill};
 pub use new_rows::{NEW_PREFIX, return_new_rows};
 pub use opset::{BLOCKS_OPSET, declare_opset, has_blocks, raise_opset};

@@ -78,7 +78,7 @@ fn simplify(model: &mut OnnxModel, dims: &[(&str, usize)], weights: DataType) ->
         model,
         &LowerOptions {
             weights,
-            blocks: false,
+            ..LowerOptions::default()
         },
     )?;
     cancel.check()?;

@@ -25,9 +25,23 @@ pub struct LowerOptions {
     /// [`to_fp16`](crate::onnx::passes::to_fp16) or [`to_fp32`](crate::onnx::passes::to_fp32)
     /// takes it away.
     pub weights: Option<DataType>,
-    /// Keep packed weights of 4 bits as they are, where signed codes without zero points say the same:
-    /// as blocks of Q/DQ, which need [opset 21](crate::onnx::passes::raise_opset).
-    pub blocks: bool,
+    /// What becomes of packed weights of 4 bits.
+    pub packed: PackedWeights,
+}
+
+/// What becomes of packed weights of 4 bits.
+///
+/// Blocks are signed codes without zero points behind `DequantizeLinear`, which need
+/// [opset 21](crate::onnx::passes::raise_opset). A weight of which they cannot say the same becomes floats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PackedWeights {
+    /// Floats.
+    #[default]
+    Floats,
+    /// Blocks, with the scales as they are: some packers make negative ones.
+    Blocks,
+    /// Blocks, if all scales are positive, as some engines demand.
+    PositiveBlocks,
 }
 
 /// What [`lower_contrib`] did.

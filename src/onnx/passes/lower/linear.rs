@@ -7,6 +7,7 @@
 //! | `FusedMatMul` | `A`, `B`: `alpha · A · B`, either with its last two dimensions swapped |
 
 use super::attrs::{Attrs, input, no_inputs_from, required, result};
+use super::driver::PackedWeights;
 use super::emit::Emitter;
 use super::n_bits::{Blocks, Sizes};
 use crate::onnx::DataType;
@@ -25,9 +26,9 @@ pub(super) fn matmul_n_bits(e: &mut Emitter<'_>, node: &NodeProto) -> Result<(),
     let dtype = e.float_type(a)?;
     let (n, k) = (attrs.size("N")?, attrs.size("K")?);
     let sizes = Sizes::new(n, k, attrs.int("bits", 4)?, attrs.int("block_size", 0)?)?;
-    let weight = match e.options.blocks {
-        true => kept_blocks(e, node, sizes, dtype).transpose(),
-        false => None,
+    let weight = match e.options.packed {
+        PackedWeights::Floats => None,
+        _ => kept_blocks(e, node, sizes, dtype).transpose(),
     };
     let weight = weight.unwrap_or_else(|| {
         dequantized(e, node, [1, 2, 3], sizes, dtype, |blocks, wanted| {
@@ -102,7 +103,7 @@ fn kept_blocks(
         codes.name, scales.name
     );
     let blocks = Blocks::new(sizes, codes, scales, zeros, e.path)?;
-    let Some((codes, scales)) = blocks.signed_transposed(wanted) else {
+    let Some((codes, scales)) = blocks.signed_transposed(wanted, e.options.packed) else {
         return Ok(None);
     };
     let stem = node.input[1].clone();

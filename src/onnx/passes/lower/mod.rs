@@ -33,4 +33,4 @@ mod n_bits;
 mod norm;
 mod rotary;
 
-pub use driver::{LowerOptions, LowerReport, lower_contrib};
+pub use driver::{LowerOptions, LowerReport, PackedWeights, lower_contrib};

@@ -14,6 +14,7 @@ use std::path::Path;
 use bytes::Bytes;
 use half::f16;
 
+use super::driver::PackedWeights;
 use crate::limits;
 use crate::onnx::DataType;
 use crate::onnx::proto::TensorProto;
@@ -193,9 +194,13 @@ impl Blocks {
 
     /// Codes `[cols, rows]` of four signed bits and scales `[cols / block, rows]` of type `wanted`,
     /// which say the same without zero points; `None` if there are none that do, or the form has no
-    /// place for them: blocks that are not whole, scales that are not positive or beyond FP16, rows
+    /// place for them: blocks that are not whole, scales that `packed` does not take or beyond FP16, rows
     /// in odd number.
-    pub(super) fn signed_transposed(&self, wanted: DataType) -> Option<(TensorProto, TensorProto)> {
+    pub(super) fn signed_transposed(
+        &self,
+        wanted: DataType,
+        packed: PackedWeights,
+    ) -> Option<(TensorProto, TensorProto)> {
         let middle = if self.signed { 0.0 } else { 8.0 };
         let n_blocks = self.cols / self.block;
         let is_middle = match &self.zeros {
@@ -207,7 +212,8 @@ impl Blocks {
             }),
         };
         let whole = self.cols.is_multiple_of(self.block) && self.rows.is_multiple_of(2);
-        let holds = |scale: &f32| *scale >= 0.0 && *scale <= f16::MAX.to_f32();
+        let positive = packed == PackedWeights::PositiveBlocks;
+        let holds = |scale: &f32| scale.abs() <= f16::MAX.to_f32() && (*scale > 0.0 || !positive);
         if self.bits != 4 || !is_middle || !whole || !self.scales.iter().all(holds) {
             return None;
         }
@@ -408,7 +414,9 @@ mod tests {
         let scale = scales(&[0.5, 2.0, 1.0, 0.25]);
         let make = |zeros: Option<&TensorProto>| Blocks::new(sizes, &data, &scale, zeros, path);
         let blocks = make(None).expect("blocks");
-        let (signed, columns) = blocks.signed_transposed(DataType::F32).expect("symmetric");
+        let (signed, columns) = blocks
+            .signed_transposed(DataType::F32, PackedWeights::PositiveBlocks)
+            .expect("symmetric");
         assert_eq!(
             (&signed.dims[..], &columns.dims[..]),
             (&[32, 2][..], &[2, 2][..])
@@ -433,10 +441,30 @@ mod tests {
         // Zero points in the middle change nothing, others cannot be said so.
         let middle = codes(DataType::U8, &[0x88, 0x88]);
         let blocks = make(Some(&middle)).expect("blocks");
-        assert!(blocks.signed_transposed(DataType::F32).is_some());
+        assert!(
+            blocks
+                .signed_transposed(DataType::F32, PackedWeights::PositiveBlocks)
+                .is_some()
+        );
+        // Negative scales are not for every engine.
+        let mixed = scales(&[0.5, 2.0, 1.0, -0.25]);
+        let blocks = Blocks::new(sizes, &data, &mixed, None, path).expect("blocks");
+        for (packed, is_some) in [
+            (PackedWeights::Blocks, true),
+            (PackedWeights::PositiveBlocks, false),
+        ] {
+            assert_eq!(
+                blocks.signed_transposed(DataType::F32, packed).is_some(),
+                is_some
+            );
+        }
         let other = codes(DataType::U8, &[0x88, 0x78]);
         let blocks = make(Some(&other)).expect("blocks");
-        assert!(blocks.signed_transposed(DataType::F32).is_none());
+        assert!(
+            blocks
+                .signed_transposed(DataType::F32, PackedWeights::PositiveBlocks)
+                .is_none()
+        );
     }
 
     #[test]
