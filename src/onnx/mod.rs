@@ -21,3 +21,4 @@ pub use file::{Cancel, Location, OnnxModel, Source};
 pub(crate) use graph::Names;
 pub use graph::{Dim, ValueType};
 pub use map::Mapping;
+pub(crate) use tensor::CHUNK;

@@ -6,6 +6,7 @@ use super::insert::{insert, insert_tables};
 use super::options::{QuantizeOptions, Scheme};
 use super::plan::{Action, Kept, Plan, decide};
 use super::ranges::GraphRanges;
+use super::smooth::{Smoothed, multiply, smooth};
 use crate::error::{Error, Result};
 use crate::onnx::OnnxModel;
 use crate::onnx::passes::{fold_scales, raise_opset, sort_nodes};
@@ -25,6 +26,8 @@ pub struct QuantizeReport {
     pub n_weights: usize,
     /// Channels of weights that are smaller than FP16 scales resolve.
     pub n_clamped: usize,
+    /// Activations whose outliers were moved into weights.
+    pub smoothed: Vec<String>,
     /// Bytes of all weights before.
     pub bytes_before: u64,
     /// Bytes of all weights after.
@@ -93,9 +96,26 @@ pub fn quantize(
     ranges: Option<&GraphRanges>,
     options: &QuantizeOptions,
 ) -> Result<QuantizeReport> {
-    let plan = plan(model, ranges, options)?;
     let bytes_before = model.weight_bytes();
-    let inserted = insert(model, &plan)?;
+    let (plan, smoothed) = match ranges {
+        Some(ranges) if options.scheme == Scheme::Int8 => {
+            let smoothed = match options.smooth {
+                Some(alpha) => smooth(model, ranges, alpha)?,
+                None => Smoothed::default(),
+            };
+            let mut ranges = ranges.clone();
+            for (name, amax) in &smoothed.amax {
+                if let Some(range) = ranges.tensors.get_mut(name) {
+                    range.amax = *amax;
+                }
+            }
+            (plan(model, Some(&ranges), options)?, smoothed)
+        }
+        _ => (plan(model, ranges, options)?, Smoothed::default()),
+    };
+    let mut factors = smoothed.factors;
+    let inserted = insert(model, &plan, &mut factors)?;
+    multiply(model, &factors)?;
     // Blocks are of a later opset than other Q/DQ.
     raise_opset(model)?;
     let kept = plan.decisions.iter().filter_map(|d| match d.action {
@@ -113,6 +133,7 @@ pub fn quantize(
         n_tensors: inserted.n_tensors,
         n_weights: inserted.n_weights,
         n_clamped: inserted.n_clamped,
+        smoothed: smoothed.amax.into_keys().collect(),
         bytes_before,
         bytes_after: model.weight_bytes(),
     };

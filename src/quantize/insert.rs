@@ -15,7 +15,7 @@ use std::path::Path;
 
 use super::blocks::{BlockCodes, quantize_blocks};
 use super::plan::{Action, Activation, Plan, Weight};
-use super::weights::{Codes, quantize_weight, transpose};
+use super::weights::{Codes, Factors, quantize_weight, transpose};
 use crate::error::{Error, Result};
 use crate::onnx::proto::{GraphProto, NodeProto, TensorProto};
 use crate::onnx::{DataType, Names, OnnxModel};
@@ -31,8 +31,13 @@ pub struct Inserted {
     pub n_clamped: usize,
 }
 
-/// Carries out `plan`, which was made for this graph as it is.
-pub(super) fn insert(model: &mut OnnxModel, plan: &Plan) -> Result<Inserted> {
+/// Carries out `plan`, which was made for this graph as it is. Weights are multiplied with their
+/// `factors` before they become integers; those that stay floats keep theirs in `factors`.
+pub(super) fn insert(
+    model: &mut OnnxModel,
+    plan: &Plan,
+    factors: &mut HashMap<String, Factors>,
+) -> Result<Inserted> {
     let path = model.path().to_path_buf();
     let cancel = model.cancel();
     let graph = model.graph_mut();
@@ -47,7 +52,8 @@ pub(super) fn insert(model: &mut OnnxModel, plan: &Plan) -> Result<Inserted> {
         }
         if let Some(weight) = weight {
             cancel.check()?;
-            let name = inserter.weight(graph, weight)?;
+            let of_weight = factors.remove(&weight.tensor);
+            let name = inserter.weight(graph, weight, of_weight.as_ref())?;
             let node = &mut graph.node[decision.index];
             node.input[weight.input] = name;
             if weight.transpose {
@@ -135,7 +141,12 @@ impl<'a> Inserter<'a> {
         dequantized
     }
 
-    fn weight(&mut self, graph: &GraphProto, weight: &Weight) -> Result<String> {
+    fn weight(
+        &mut self,
+        graph: &GraphProto,
+        weight: &Weight,
+        factors: Option<&Factors>,
+    ) -> Result<String> {
         let key = (weight.tensor.clone(), weight.axis, weight.transpose);
         if let Some(name) = self.weights.get(&key) {
             return Ok(name.clone());
@@ -150,7 +161,7 @@ impl<'a> Inserter<'a> {
             self.weights.insert(key, name.clone());
             return Ok(name);
         }
-        let codes = quantize_weight(stored, weight.axis, self.path)?;
+        let codes = quantize_weight(stored, weight.axis, factors, self.path)?;
         let axis = match weight.transpose {
             true => 1 - weight.axis,
             false => weight.axis,
@@ -256,7 +267,7 @@ pub(super) fn insert_tables(model: &mut OnnxModel) -> Result<Inserted> {
             transpose: false,
             block: None,
         };
-        let name = inserter.weight(graph, &weight)?;
+        let name = inserter.weight(graph, &weight, None)?;
         graph.node[index].input[0] = name;
     }
     let Inserter {

@@ -27,6 +27,7 @@ mod options;
 mod plan;
 mod ranges;
 mod scales;
+mod smooth;
 mod weights;
 
 pub use apply::{KeptNode, QuantizeReport, plan, quantize, quantize_embedding, simplify_for_int8};
@@ -38,4 +39,5 @@ pub use plan::{Action, Activation, Decision, Kept, Plan, Weight};
 pub use ranges::{GraphRanges, Method, Ranges, TensorRange};
 pub(crate) use scales::write_atomically;
 pub use scales::{GraphScales, ModelName, Scales, TensorScale, graph_digest};
+pub use smooth::USUAL_ALPHA;
 pub use weights::{MIN_SCALE, Q_MAX, code, scale_for};

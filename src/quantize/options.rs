@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+use super::smooth::USUAL_ALPHA;
 use crate::error::{Error, Result};
 
 /// What becomes integers.
@@ -46,6 +47,9 @@ pub struct QuantizeOptions {
     /// The residual operand of additions behind convolutions, so that an engine computes both as
     /// one.
     pub residuals: bool,
+    /// How much of activations' outliers is moved into weights, from 0 to 1 ([`Scheme::Int8`]);
+    /// nothing is moved without.
+    pub smooth: Option<f32>,
     /// Labels ([`label`](crate::onnx::proto::NodeProto::label)) of the nodes that may be quantized.
     pub only: Option<BTreeSet<String>>,
     /// Labels of nodes that stay as they are, for measured reasons.
@@ -62,6 +66,7 @@ impl QuantizeOptions {
             lm_head: true,
             block: 32,
             residuals: true,
+            smooth: Some(USUAL_ALPHA),
             only: None,
             except: BTreeSet::new(),
         }

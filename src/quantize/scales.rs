@@ -185,10 +185,18 @@ impl Scales {
     /// # Errors
     /// [`Error::Io`].
     pub fn save(&self, path: &Path) -> Result<()> {
+        write_atomically(path, &self.to_json()?)
+    }
+
+    /// The file's bytes.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] if a number has no form in JSON.
+    pub fn to_json(&self) -> Result<Vec<u8>> {
         let mut bytes = serde_json::to_vec_pretty(self)
-            .map_err(|e| Error::malformed(path, format!("cannot be written: {e}")))?;
+            .map_err(|e| Error::malformed("scales", format!("cannot be written: {e}")))?;
         bytes.push(b'\n');
-        write_atomically(path, &bytes)
+        Ok(bytes)
     }
 
     /// Refuses a file that was made with another graph than `model`.

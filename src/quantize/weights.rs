@@ -14,8 +14,8 @@ use std::path::Path;
 use half::f16;
 
 use crate::error::{Error, Result};
-use crate::onnx::DataType;
 use crate::onnx::proto::TensorProto;
+use crate::onnx::{CHUNK, DataType};
 
 /// Largest code.
 pub const Q_MAX: f32 = 127.0;
@@ -48,41 +48,54 @@ pub struct Codes {
     pub n_clamped: usize,
 }
 
-/// Quantizes a weight with a scale for each index along `axis`.
+/// Factors of the rows (axis 0) and columns (axis 1) of a matrix; `None` is all ones.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Factors {
+    /// One a row.
+    pub rows: Option<Vec<f32>>,
+    /// One a column.
+    pub cols: Option<Vec<f32>>,
+}
+
+/// Quantizes a weight times `factors` with a scale for each index along `axis`: 0, or 1 of a
+/// matrix. Factors are of matrices only.
 ///
 /// # Errors
 /// [`Error::Malformed`] naming a weight whose bytes do not fit its shape, or that has values that
 /// are not finite or beyond what a scale of FP16 represents.
-pub fn quantize_weight(weight: &TensorProto, axis: usize, path: &Path) -> Result<Codes> {
+pub fn quantize_weight(
+    weight: &TensorProto,
+    axis: usize,
+    factors: Option<&Factors>,
+    path: &Path,
+) -> Result<Codes> {
     let bad = |reason: &str| Error::malformed(path, format!("weight `{}` {reason}", weight.name));
     let n = weight.len(path)? as usize;
-    let dims: Vec<usize> = weight.dims.iter().map(|&dim| dim as usize).collect();
-    let channels = *dims
-        .get(axis)
-        .ok_or_else(|| bad("has too few dimensions"))?;
-    let inner: usize = dims[axis + 1..].iter().product();
+    let channels = match (axis, &weight.dims[..]) {
+        (0, [rows, ..]) => *rows as usize,
+        (1, [_, cols]) => *cols as usize,
+        _ => return Err(bad("has no such axis")),
+    };
 
     let mut amax = vec![0f32; channels];
     let mut n_read = 0;
     let mut finite = true;
-    each_run(weight, channels, inner, path, |channel, values| {
+    each_row(weight, factors, path, |row, col, values| {
         n_read += values.len();
         for value in values {
             finite &= value.is_finite();
         }
-        if inner == 1 {
-            for (most, value) in amax[channel..].iter_mut().zip(values) {
+        if axis == 1 {
+            for (most, value) in amax[col..].iter_mut().zip(values) {
                 *most = most.max(value.abs());
             }
         } else {
-            let most = values
-                .iter()
-                .fold(0f32, |most, value| most.max(value.abs()));
-            amax[channel] = amax[channel].max(most);
+            let most = values.iter().fold(0f32, |most, v| most.max(v.abs()));
+            amax[row] = amax[row].max(most);
         }
     })?;
     if n_read != n {
-        return Err(bad("has too few elements for its shape"));
+        return Err(bad("has another number of elements than its shape"));
     }
     if !finite {
         return Err(bad("has values that are not finite"));
@@ -93,12 +106,12 @@ pub fn quantize_weight(weight: &TensorProto, axis: usize, path: &Path) -> Result
     let n_clamped = amax.iter().zip(&scales).filter(clamped).count();
 
     let mut codes = Vec::with_capacity(n);
-    each_run(weight, channels, inner, path, |channel, values| {
-        if inner == 1 {
-            let scaled = values.iter().zip(&scales[channel..]);
+    each_row(weight, factors, path, |row, col, values| {
+        if axis == 1 {
+            let scaled = values.iter().zip(&scales[col..]);
             codes.extend(scaled.map(|(&value, &scale)| code(value, scale) as u8));
         } else {
-            let scale = scales[channel];
+            let scale = scales[row];
             codes.extend(values.iter().map(|&value| code(value, scale) as u8));
         }
     })?;
@@ -109,33 +122,60 @@ pub fn quantize_weight(weight: &TensorProto, axis: usize, path: &Path) -> Result
     })
 }
 
-/// Calls `f` on runs of the weight's elements: of one channel each, or, if channels are innermost
-/// (`inner` is 1), of neighbouring channels from the one that is named.
-fn each_run(
+/// Calls `f` with parts of rows, in order: index of the row (axis 0), where in the row the part
+/// begins, its elements times the factors. Elements beyond the shape are left out.
+pub(super) fn each_row(
     weight: &TensorProto,
-    channels: usize,
-    inner: usize,
+    factors: Option<&Factors>,
     path: &Path,
-    mut f: impl FnMut(usize, &[f32]),
+    mut f: impl FnMut(usize, usize, &[f32]),
 ) -> Result<()> {
-    // Where the next element stands: in its run, and which channel it has.
-    let run = if inner == 1 { channels } else { inner };
-    if run == 0 {
+    let n_rows = weight.dims.first().map_or(0, |&dim| dim as usize);
+    let n_cols = match n_rows {
+        0 => return Ok(()),
+        n => weight.len(path)? as usize / n,
+    };
+    if n_cols == 0 {
         return Ok(());
     }
-    let (mut at, mut channel) = (0, 0);
+    let mut scaled = [0f32; CHUNK];
+    let (mut row, mut col) = (0, 0);
     weight.each_f32_chunk(path, |mut chunk| {
-        while !chunk.is_empty() {
-            let n = chunk.len().min(run - at);
-            f(if inner == 1 { at } else { channel }, &chunk[..n]);
-            chunk = &chunk[n..];
-            at += n;
-            if at == run {
-                at = 0;
-                channel = (channel + 1) % channels;
+        while !chunk.is_empty() && row < n_rows {
+            let n = chunk.len().min(n_cols - col);
+            let (values, rest) = chunk.split_at(n);
+            chunk = rest;
+            match factors {
+                None => f(row, col, values),
+                Some(Factors { rows, cols }) => {
+                    let scaled = &mut scaled[..n];
+                    let of_row = rows.as_ref().map_or(1.0, |rows| rows[row]);
+                    for (to, from) in scaled.iter_mut().zip(values) {
+                        *to = from * of_row;
+                    }
+                    if let Some(cols) = cols {
+                        for (to, factor) in scaled.iter_mut().zip(&cols[col..]) {
+                            *to *= factor;
+                        }
+                    }
+                    f(row, col, scaled);
+                }
+            }
+            col += n;
+            if col == n_cols {
+                (row, col) = (row + 1, 0);
             }
         }
     })
+}
+
+/// A matrix times its factors, in FP32.
+pub(super) fn scaled(weight: &TensorProto, factors: &Factors, path: &Path) -> Result<TensorProto> {
+    let mut values = Vec::with_capacity(weight.len(path)? as usize);
+    each_row(weight, Some(factors), path, |_, _, part| {
+        values.extend_from_slice(part);
+    })?;
+    Ok(TensorProto::from_f32("", &weight.dims, &values))
 }
 
 /// The transpose of a matrix of 8-bit integers.
@@ -173,7 +213,7 @@ mod tests {
 
     fn quantize(dims: &[i64], values: &[f32], axis: usize) -> (Vec<i8>, Vec<f32>) {
         let weight = TensorProto::from_f32("w", dims, values);
-        let made = quantize_weight(&weight, axis, Path::new("t")).expect("quantize");
+        let made = quantize_weight(&weight, axis, None, Path::new("t")).expect("quantize");
         assert_eq!(made.codes.dims, dims);
         let scales = made.scales.to_f32(Path::new("t")).expect("floats");
         (signed(&made.codes), scales)
@@ -234,16 +274,35 @@ mod tests {
     }
 
     #[test]
+    fn factors_are_multiplied_before_ranges_are_taken() {
+        let weight = TensorProto::from_f32("w", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let factors = Factors {
+            rows: Some(vec![2.0, -1.0]),
+            cols: Some(vec![1.0, 10.0, 0.5]),
+        };
+        let path = Path::new("t");
+        let expected = [2.0, 40.0, 3.0, -4.0, -50.0, -3.0];
+        let product = scaled(&weight, &factors, path).expect("scaled");
+        assert_eq!(product.to_f32(path).expect("floats"), expected);
+        for axis in [0, 1] {
+            let folded = quantize_weight(&weight, axis, Some(&factors), path).expect("codes");
+            let apart = quantize_weight(&product, axis, None, path).expect("codes");
+            assert_eq!(folded.codes, apart.codes);
+            assert_eq!(folded.scales, apart.scales);
+        }
+    }
+
+    #[test]
     fn weights_that_are_not_finite_too_large_or_cut_short_are_refused() {
         for values in [[1.0, f32::NAN], [f32::INFINITY, 1.0], [1e9, 1.0]] {
             let weight = TensorProto::from_f32("bad_one", &[1, 2], &values);
-            let error = quantize_weight(&weight, 1, Path::new("t")).expect_err("refused");
+            let error = quantize_weight(&weight, 1, None, Path::new("t")).expect_err("refused");
             assert!(error.to_string().contains("bad_one"), "{error}");
         }
         let mut short = TensorProto::from_f32("short", &[1, 2], &[1.0, 2.0]);
         short.dims = vec![2, 2];
-        assert!(quantize_weight(&short, 1, Path::new("t")).is_err());
-        assert!(quantize_weight(&short, 2, Path::new("t")).is_err());
+        assert!(quantize_weight(&short, 1, None, Path::new("t")).is_err());
+        assert!(quantize_weight(&short, 2, None, Path::new("t")).is_err());
     }
 
     #[test]

@@ -6,9 +6,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::error::Result;
-use crate::onnx::DataType;
 use crate::onnx::proto::TensorProto;
-use crate::onnx::tensor::CHUNK;
+use crate::onnx::{CHUNK, DataType};
 
 /// A constant in FP16, and what rounding did to it.
 #[derive(Debug, Clone, PartialEq)]
