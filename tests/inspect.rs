@@ -79,6 +79,7 @@ fn bundle(dir: &Path) -> String {
         precision: Precision::Fp16,
         taps: vec![],
         head_bytes: None,
+        quantization: None,
         kv_capacity: 512,
         max_context: 512,
         draft_tokens: 0,

@@ -88,6 +88,12 @@ pub struct Numerics<'a> {
 }
 
 impl Numerics<'_> {
+    /// How integers come into the graphs, if the precision has any.
+    pub(super) fn in_use(&self) -> Option<&Quantization> {
+        let floats = matches!(self.precision, Precision::Fp32 | Precision::Fp16);
+        self.quantization.filter(|_| !floats)
+    }
+
     /// How a component is quantized, if it is.
     fn integers(&self, kind: ComponentKind) -> Result<Option<&Quantization>> {
         if matches!(self.precision, Precision::Fp32 | Precision::Fp16) {

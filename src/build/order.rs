@@ -247,6 +247,10 @@ pub fn build(
         }
     }
     engines::check_cancel(&options.cancel)?;
+    let quantization = match options.numerics().in_use() {
+        Some(quantization) => Some(Box::new(quantization.write_reports(&reports, &writer)?)),
+        None => None,
+    };
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let manifest = Manifest {
         schema_version: SCHEMA_VERSION,
@@ -262,6 +266,7 @@ pub fn build(
             sources: source_digests(model, &read)?,
         },
         precision: options.precision,
+        quantization,
         kv_capacity: count(capacity.max_context),
         max_context: count(capacity.max_context),
         draft_tokens: count(capacity.draft_tokens),

@@ -1,8 +1,11 @@
 //! Integers in the graphs of a build.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::component::ComponentKind;
+use super::engines::EngineReport;
+use crate::bundle::{BundleWriter, QuantizationInfo, QuantizedCounts};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::onnx::passes::{self, LowerOptions, PackedWeights};
@@ -118,6 +121,45 @@ impl Quantization {
         }
         simplify_for_int8(graph)?;
         quantize(graph, self.ranges(kind)?, &self.options).map(Some)
+    }
+
+    /// Writes what was observed and what was quantized into the bundle; returns what the manifest
+    /// says of it.
+    pub(super) fn write_reports(
+        &self,
+        engines: &[EngineReport],
+        writer: &BundleWriter,
+    ) -> Result<QuantizationInfo> {
+        if let Some(scales) = self.scales() {
+            writer.write("reports/calibration.json", &scales.to_json()?)?;
+        }
+        // Every target quantizes the same nodes.
+        let reports: BTreeMap<&str, &QuantizeReport> = engines
+            .iter()
+            .filter_map(|engine| Some((engine.component, engine.quantized.as_ref()?)))
+            .collect();
+        const REPORT: &str = "reports/quantization.json";
+        let mut json = serde_json::to_vec_pretty(&reports)
+            .map_err(|e| Error::malformed(REPORT, format!("cannot be written: {e}")))?;
+        json.push(b'\n');
+        writer.write(REPORT, &json)?;
+        let counts = |report: &QuantizeReport| QuantizedCounts {
+            quantized: report.quantized.len(),
+            kept: report.kept.len(),
+            tensors: report.n_tensors,
+            weights: report.n_weights,
+        };
+        let components = reports.iter();
+        Ok(QuantizationInfo {
+            method: self.method().map(|method| method.name().to_owned()),
+            items: self.scales().map_or(0, |scales| scales.items),
+            components: components
+                .map(|(name, report)| ((*name).to_owned(), counts(report)))
+                .collect(),
+            lm_head: self.options.lm_head,
+            embedding: self.embedding,
+            speed: "unverified".to_owned(),
+        })
     }
 
     fn ranges(&self, kind: ComponentKind) -> Result<Option<&GraphRanges>> {

@@ -1,6 +1,6 @@
 //! The manifest: everything about a bundle that a program or a person may ask.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::Path;
 
@@ -36,6 +36,9 @@ pub struct Manifest {
     pub taps: Vec<String>,
     /// Largest part of the LM head's weight in bytes, if it was to be split.
     pub head_bytes: Option<u64>,
+    /// What became integers, if anything did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<Box<QuantizationInfo>>,
     /// Size of the KV cache in positions.
     pub kv_capacity: u32,
     /// Largest number of positions of a prompt with its answer.
@@ -119,6 +122,39 @@ impl std::str::FromStr for Precision {
                 reason: format!("`{text}` is none of fp32, fp16, int8, int8-weights, int4-weights"),
             })
     }
+}
+
+/// What became integers in a build, and what is known of the result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuantizationInfo {
+    /// How ranges of activations were chosen; none if only weights are integers.
+    pub method: Option<String>,
+    /// Pictures on which ranges were observed.
+    pub items: usize,
+    /// What is quantized, by component.
+    pub components: BTreeMap<String, QuantizedCounts>,
+    /// Whether the LM head may be integers.
+    pub lm_head: bool,
+    /// Whether the embedding table is.
+    pub embedding: bool,
+    /// Whether the speed of integers was measured against that of FP16: `unverified` where there
+    /// was no GPU to measure on.
+    pub speed: String,
+}
+
+/// How much of a component is quantized; the nodes stand in `reports/quantization.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuantizedCounts {
+    /// Operators with quantized operands.
+    pub quantized: usize,
+    /// Operators that could have been quantized and were not.
+    pub kept: usize,
+    /// Activations with Q/DQ.
+    pub tensors: usize,
+    /// Weights stored as integers.
+    pub weights: usize,
 }
 
 /// Sizes that shapes are rounded up to, ascending, so that few shapes exist at run time. An empty

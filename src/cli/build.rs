@@ -10,6 +10,7 @@ use indicatif::HumanBytes;
 use super::build_progress::BuildProgress;
 use super::interrupt;
 use super::main::say;
+use super::quantization::QuantizationArgs;
 use super::source::resolve;
 use crate::build::{
     self, BuildOptions, BuildOutcome, Builder, Cuts, FinishOptions, TargetArg, resolve_targets,
@@ -66,6 +67,8 @@ pub struct Args {
     /// File of kernel timings, read before and written after a build on a GPU
     #[arg(long, value_name = "FILE")]
     timing_cache: Option<PathBuf>,
+    #[command(flatten)]
+    quantization: QuantizationArgs,
     /// Print the outcome as a JSON object
     #[arg(long)]
     json: bool,
@@ -84,6 +87,10 @@ const TILES: usize = 17;
 enum PrecisionArg {
     Fp32,
     Fp16,
+    /// 8-bit integer weights and activations
+    Int8,
+    /// 8-bit integer weights of the decoder
+    Int8Weights,
 }
 
 impl From<PrecisionArg> for Precision {
@@ -91,6 +98,8 @@ impl From<PrecisionArg> for Precision {
         match precision {
             PrecisionArg::Fp32 => Self::Fp32,
             PrecisionArg::Fp16 => Self::Fp16,
+            PrecisionArg::Int8 => Self::Int8,
+            PrecisionArg::Int8Weights => Self::Int8Weights,
         }
     }
 }
@@ -131,18 +140,24 @@ impl Args {
             Some(out) => out.clone(),
             None => self.default_out(&model, &targets),
         };
+        if out.exists() && !self.force {
+            // Before a calibration, which takes its time.
+            return Err(Error::Exists { path: out }.into());
+        }
+        let precision = self.precision();
+        let prepared = self.quantization.prepare(precision, &model, &out, cancel)?;
         let worker = std::env::current_exe().context("this program's own file")?;
         let options = BuildOptions {
             out: &out,
             force: self.force,
             targets: &targets,
             portable: self.portable,
-            precision: self.precision(),
-            quantization: None,
             cuts: Cuts {
                 taps: self.tap.clone(),
                 head_bytes: self.head_mib.map(|mib| mib.saturating_mul(1 << 20)),
             },
+            precision,
+            quantization: prepared.quantization.as_ref(),
             max_context: self.max_context,
             draft_tokens: self.draft_tokens.unwrap_or(DRAFT_TOKENS),
             max_tiles: self.tiles.unwrap_or(TILES),
@@ -155,6 +170,7 @@ impl Args {
         let mut progress = BuildProgress::new();
         let outcome = build::build(&model, &options, &mut |event| progress.on(event))?;
         progress.finish();
+        prepared.clean();
         self.print(&outcome)
     }
 
@@ -169,6 +185,7 @@ impl Args {
             ("tap", !self.tap.is_empty()),
             ("head-mib", self.head_mib.is_some()),
             ("portable", self.portable),
+            ("calibration", self.quantization.is_given()),
         ];
         if let Some((name, _)) = fixed.into_iter().find(|(_, is_given)| *is_given) {
             let reason = format!("{} is a bundle, which has its own", path.display());

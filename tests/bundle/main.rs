@@ -46,6 +46,7 @@ fn manifest() -> Manifest {
         precision: Precision::Fp16,
         taps: vec![],
         head_bytes: None,
+        quantization: None,
         kv_capacity: 512,
         max_context: 512,
         draft_tokens: 4,

@@ -1,0 +1,166 @@
+//! `build`'s options about integers.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use super::calibration::CalibrationArgs;
+use super::main::say;
+use crate::build::Quantization;
+use crate::bundle::Precision;
+use crate::calibrate::DEFAULT_TOKENS;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::quantize::{Pattern, Scales};
+
+/// What becomes integers, and from which ranges.
+#[derive(clap::Args)]
+pub struct QuantizationArgs {
+    #[command(flatten)]
+    calibration: CalibrationArgs,
+    /// File of scales that `calibrate` wrote, or an earlier build into its reports, instead of
+    /// observing the model now
+    #[arg(long, value_name = "FILE", conflicts_with = "calibration")]
+    scales: Option<PathBuf>,
+    /// Quantize these nodes only: an operator (Conv) or a node's name, `*` for any text; may be
+    /// repeated
+    #[arg(long, value_name = "PATTERN", value_parser = parse_pattern)]
+    include: Vec<Pattern>,
+    /// Leave these nodes as they are
+    #[arg(long, value_name = "PATTERN", value_parser = parse_pattern)]
+    exclude: Vec<Pattern>,
+    /// How much of activations' outliers moves into weights: 0 to 1, or off
+    #[arg(long, value_name = "ALPHA", default_value = "0.5", value_parser = parse_smooth)]
+    smooth: Smooth,
+    /// Leave the LM head as it is
+    #[arg(long)]
+    no_quantize_head: bool,
+    /// Leave the embedding table as it is
+    #[arg(long)]
+    no_quantize_embedding: bool,
+}
+
+fn parse_pattern(text: &str) -> Result<Pattern> {
+    text.parse()
+}
+
+/// `off`, or a number.
+#[derive(Debug, Clone, Copy)]
+struct Smooth(Option<f32>);
+
+fn parse_smooth(text: &str) -> Result<Smooth> {
+    match (text, text.parse::<f32>()) {
+        ("off", _) => Ok(Smooth(None)),
+        (_, Ok(alpha)) if (0.0..=1.0).contains(&alpha) => Ok(Smooth(Some(alpha))),
+        _ => Err(argument(
+            "smooth",
+            format!("`{text}` is neither off nor from 0 to 1"),
+        )),
+    }
+}
+
+/// What a build quantizes, and the file that it leaves beside the bundle until that is whole.
+pub struct Prepared {
+    /// How the graphs are quantized, if they are.
+    pub quantization: Option<Quantization>,
+    observed: Option<PathBuf>,
+}
+
+impl Prepared {
+    /// Removes what the bundle holds now.
+    pub fn clean(&self) {
+        let Some(path) = &self.observed else { return };
+        if let Err(e) = std::fs::remove_file(path) {
+            tracing::warn!("{} cannot be removed: {e}", path.display());
+        }
+    }
+}
+
+impl QuantizationArgs {
+    /// Reads the scales, or observes the model.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for options that have no use with the precision; those of reading scales
+    /// and of the calibration.
+    pub fn prepare(
+        &self,
+        precision: Precision,
+        model: &Model,
+        out: &Path,
+        cancel: &'static AtomicBool,
+    ) -> anyhow::Result<Prepared> {
+        let mut observed = None;
+        let mut quantization = match precision {
+            Precision::Int8 => {
+                let (path, scales) = match &self.scales {
+                    Some(path) => (path.clone(), Scales::load(path)?),
+                    None => {
+                        let path = beside(out);
+                        let calibration = &self.calibration;
+                        calibration.observe(model, DEFAULT_TOKENS, &path, true, cancel)?;
+                        let scales = Scales::load(&path)?;
+                        observed = Some(path.clone());
+                        (path, scales)
+                    }
+                };
+                let method = self.calibration.method().unwrap_or(scales.method);
+                let quantization = Quantization::with_scales(scales, method)?;
+                quantization.check_model(&path, model)?;
+                quantization
+            }
+            Precision::Int8Weights => Quantization::of_weights(),
+            _ => {
+                self.refuse_others(precision)?;
+                return Ok(Prepared {
+                    quantization: None,
+                    observed,
+                });
+            }
+        };
+        if precision == Precision::Int8Weights && self.observes() {
+            let reason = format!("of no use with {precision}, which has no ranges");
+            return Err(argument("calibration", reason).into());
+        }
+        quantization.options.include.clone_from(&self.include);
+        quantization.options.exclude.clone_from(&self.exclude);
+        quantization.options.smooth = self.smooth.0;
+        quantization.options.lm_head = !self.no_quantize_head;
+        quantization.embedding = !self.no_quantize_embedding;
+        if let Some(path) = &observed {
+            say(format_args!("scales: {}", path.display()));
+        }
+        Ok(Prepared {
+            quantization: Some(quantization),
+            observed,
+        })
+    }
+
+    /// True if something says how ranges are to be found.
+    fn observes(&self) -> bool {
+        self.scales.is_some() || self.calibration.is_given()
+    }
+
+    /// True if something is said of integers at all.
+    pub fn is_given(&self) -> bool {
+        let chooses = !self.include.is_empty() || !self.exclude.is_empty();
+        self.observes() || chooses || self.no_quantize_head || self.no_quantize_embedding
+    }
+
+    fn refuse_others(&self, precision: Precision) -> Result<()> {
+        if self.is_given() {
+            let reason = format!("{precision} quantizes nothing: use int8 or int8-weights");
+            return Err(argument("precision", reason));
+        }
+        Ok(())
+    }
+}
+
+fn argument(name: &'static str, reason: String) -> Error {
+    Error::Argument { name, reason }
+}
+
+/// Where scales go while the bundle is not there yet.
+fn beside(out: &Path) -> PathBuf {
+    let mut path = out.as_os_str().to_owned();
+    path.push(".scales.json");
+    PathBuf::from(path)
+}
