@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig};
 use crate::onnx::passes::{self, Fp16Options, LowerOptions, PackedWeights};
 use crate::onnx::{DataType, OnnxModel};
-use crate::quantize::QuantizeReport;
+use crate::quantize::{QuantizeReport, balance};
 
 /// The components in the order in which they are built.
 pub const COMPONENTS: [ComponentKind; 3] = [
@@ -190,6 +190,8 @@ fn for_any_runtime(graph: &mut OnnxModel, precision: Precision) -> Result<()> {
         io: DataType::F32,
         ..Fp16Options::default()
     };
+    passes::lower(graph, &lower_options(Runner::Onnx, precision, None))?;
+    balance(graph)?;
     passes::prepare_fp16(graph, &[], &options)?;
     Ok(())
 }
@@ -226,6 +228,9 @@ fn for_tensorrt(
         passes::prepare_fp32(graph, &dims)?;
         split(graph)?;
     } else {
+        if kind == ComponentKind::Decoder {
+            balance(graph)?;
+        }
         passes::prepare_fp16(graph, &dims, &Fp16Options::default())?;
         split(graph)?;
     }

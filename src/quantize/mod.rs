@@ -39,5 +39,5 @@ pub use plan::{Action, Activation, Decision, Kept, Plan, Weight};
 pub use ranges::{GraphRanges, Method, Ranges, TensorRange};
 pub(crate) use scales::write_atomically;
 pub use scales::{GraphScales, ModelName, Scales, TensorScale, graph_digest};
-pub use smooth::USUAL_ALPHA;
+pub use smooth::{USUAL_ALPHA, balance};
 pub use weights::{MIN_SCALE, Q_MAX, code, scale_for};
