@@ -216,8 +216,8 @@ fn bin(x: f32, scale: f32) -> usize {
 /// The smallest exponent, within limits, whose power of two is above `x`, which is finite and
 /// not negative.
 fn exponent_above(x: f32) -> i32 {
-    // The biased exponent of 1.0 is 127, and 2^1 is above it.
-    let biased = (x.to_bits() >> 23) as i32;
+    // The biased exponent of 1.0 is 127, and 2^1 is above it. A zero may have a sign.
+    let biased = (x.abs().to_bits() >> 23) as i32;
     (biased - 126).max(MIN_EXPONENT)
 }
 
@@ -348,6 +348,7 @@ mod tests {
             (zeros.abs_max(), zeros.n_zeros(), zeros.bins()[0]),
             (0.0, 5, 0)
         );
+        assert_eq!(of(&[-0.0; 3]), of(&[0.0; 3]));
         let extreme = of(&[f32::MAX, f32::MIN_POSITIVE, 1e-45]);
         assert_eq!(
             (extreme.abs_max(), extreme.bins()[0], extreme.bins()[4095]),
