@@ -24,7 +24,7 @@ pub struct CalibrationArgs {
     /// Folder of pictures or JSONL file of items [default: the model folder's sample set]
     #[arg(long, value_name = "DIR|JSONL")]
     pub calibration: Option<PathBuf>,
-    /// How a range is chosen [default: entropy, or what a file of scales proposes]
+    /// How a range is chosen [default: mse, or what a file of scales proposes]
     #[arg(long, value_enum)]
     pub calibration_method: Option<MethodArg>,
     /// Share of the values that the percentile method keeps inside, in percent
@@ -91,7 +91,7 @@ impl CalibrationArgs {
         ));
         let options = CalibrateOptions {
             items: &items,
-            method: self.method().unwrap_or(Method::Entropy),
+            method: self.method().unwrap_or(Method::Mse),
             percentile: self.percentile,
             max_tokens,
             out,
