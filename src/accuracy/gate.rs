@@ -164,7 +164,7 @@ pub fn prove(
 
 fn missed(share: Share, max_drop: f64) -> Error {
     Error::Threshold {
-        what: "agreement with the FP32 answers, with every layer in FP16,",
+        what: "agreement with the model's own answers, with every layer in FP16,",
         actual: format!(
             "{:.2} % ({} of {})",
             share.share * 100.0,

@@ -11,6 +11,7 @@ mod gate;
 mod layers;
 mod plot;
 mod recorded;
+mod reports;
 mod search;
 mod sensitivity;
 mod subject;

@@ -14,11 +14,14 @@ const NAME: usize = 46;
 /// Width of the picture, of the names, and of the plot, in pixels.
 const WIDTH: f64 = 1120.0;
 const LEFT: f64 = 350.0;
-const PLOT: f64 = 660.0;
+const PLOT: f64 = 640.0;
 
 /// Height of a row, and of what stands above all rows.
 const ROW: f64 = 21.0;
 const TOP: f64 = 118.0;
+
+/// Radius of a ring, in pixels.
+const RING: f64 = 4.2;
 
 /// The axis goes no further down.
 const FLOOR_DB: f64 = -20.0;
@@ -148,24 +151,19 @@ fn row(svg: &mut String, axis: &Axis, y: f64, layer: &LayerError, is_kept: bool)
     };
     let label = match layer.changed {
         0 => label,
-        n => format!("{label}  ({n} changed)"),
+        n => format!("{label}, {n} changed"),
     };
-    let inside = to - from > 110.0;
-    let (x, place) = match inside {
-        true => (
-            to - 6.0,
-            "text-anchor=\"end\" fill=\"#ffffff\" font-size=\"11.5\"".to_owned(),
-        ),
-        false => (to + 12.0, format!("fill=\"{GREY}\" font-size=\"11.5\"")),
-    };
+    let mut right = to;
     if let Some(own) = layer.output.and_then(|m| m.sqnr_db) {
+        let x = axis.x(own);
+        right = right.max(x + RING);
         let _ = writeln!(
             svg,
-            "<circle cx=\"{:.1}\" cy=\"{middle:.1}\" r=\"4.2\" fill=\"#ffffff\" stroke=\"{color}\" stroke-width=\"1.8\"/>",
-            axis.x(own)
+            "<circle cx=\"{x:.1}\" cy=\"{middle:.1}\" r=\"{RING}\" fill=\"#ffffff\" stroke=\"{color}\" stroke-width=\"1.8\"/>"
         );
     }
-    text(svg, x, middle + 4.0, &place, &label);
+    let place = format!("fill=\"{GREY}\" font-size=\"11.5\"");
+    text(svg, right + 7.0, middle + 4.0, &place, &label);
 }
 
 fn legend(svg: &mut String, kept: &BTreeSet<String>) {
@@ -188,7 +186,7 @@ fn legend(svg: &mut String, kept: &BTreeSet<String>) {
     x += 132.0;
     let _ = writeln!(
         svg,
-        "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4.2\" fill=\"#ffffff\" stroke=\"{GREY}\" stroke-width=\"1.8\"/>",
+        "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"{RING}\" fill=\"#ffffff\" stroke=\"{GREY}\" stroke-width=\"1.8\"/>",
         x + 5.0,
         y - 4.5
     );
@@ -232,15 +230,14 @@ impl Axis {
     }
 }
 
-/// A name with its middle left out if it is long: what layers differ in is at the ends.
+/// The end of a name that is long: layers differ in it.
 fn shortened(name: &str) -> String {
     let n = name.chars().count();
     if n <= NAME {
         return name.to_owned();
     }
-    let head: String = name.chars().take(NAME / 3).collect();
-    let tail: String = name.chars().skip(n - (NAME - NAME / 3 - 1)).collect();
-    format!("{head}…{tail}")
+    let tail: String = name.chars().skip(n - (NAME - 1)).collect();
+    format!("…{tail}")
 }
 
 /// Names come from model files.
@@ -319,11 +316,11 @@ mod tests {
     }
 
     #[test]
-    fn names_keep_their_ends_and_layers_their_order() {
+    fn names_keep_their_end_and_layers_their_order() {
         let name = format!("/start{}/end/Conv", "/x".repeat(60));
         let short = shortened(&name);
         assert_eq!(short.chars().count(), NAME);
-        assert!(short.starts_with("/start") && short.ends_with("/end/Conv"));
+        assert!(short.starts_with('…') && short.ends_with("/x/end/Conv"));
         let layers = (0..40).map(|i| layer(&format!("n{i}"), None, Some(f64::from(i))));
         let svg = plot(&found(layers.collect()), "m", &BTreeSet::new());
         let at = |name: &str| svg.find(&format!(">{name}<"));

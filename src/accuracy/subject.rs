@@ -62,7 +62,7 @@ impl Subject<'_> {
         )
     }
 
-    /// The whole model with the chosen nodes quantized.
+    /// The whole model with the chosen nodes quantized, and the embedding table if it is to be.
     ///
     /// # Errors
     /// As [`Subject::graph`], and those of the engine.
@@ -70,7 +70,11 @@ impl Subject<'_> {
         let session = |kind| Session::load(&self.graph(kind, choice)?.graph);
         let vision = session(ComponentKind::Vision)?;
         let decoder = session(ComponentKind::Decoder)?;
-        let backend = CpuBackend::new(self.model, vision, decoder)?;
+        let mut backend = CpuBackend::new(self.model, vision, decoder)?;
+        if self.quantization.embedding {
+            let embed = self.graph(ComponentKind::Embed, choice)?.graph;
+            backend = backend.with_embedding(&embed, &self.model.config)?;
+        }
         let precision = self.precision.to_string();
         Pipeline::with_backend(self.model.clone(), precision, "cpu", Box::new(backend))
     }

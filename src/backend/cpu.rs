@@ -8,7 +8,7 @@ use super::contract;
 use super::{Backend, Logits, Prefill};
 use crate::cpu::{Embedding, Session};
 use crate::error::{Error, Result};
-use crate::model::{FamilySpec, Model};
+use crate::model::{FamilySpec, Model, ModelConfig};
 use crate::onnx::OnnxModel;
 use crate::onnx::passes::{LOGIT_ROWS, pack_blocks, place_rows, select_logit_rows};
 use crate::preprocess::PixelValues;
@@ -108,6 +108,16 @@ impl CpuBackend {
             d_model: config.d_model,
             features: Vec::new(),
         })
+    }
+
+    /// Takes the embeddings of another graph of the same model.
+    ///
+    /// # Errors
+    /// As [`CpuBackend::load`].
+    pub fn with_embedding(mut self, embed: &OnnxModel, config: &ModelConfig) -> Result<Self> {
+        contract::check_embed(embed, config)?;
+        self.embedding = Embedding::load(embed, config.vocab, config.d_model)?;
+        Ok(self)
     }
 
     /// Visual rows of the newest frame, `[n, d_model]`.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::component::ComponentKind;
 use super::engines::EngineReport;
-use crate::bundle::{BundleWriter, QuantizationInfo, QuantizedCounts};
+use crate::bundle::{AccuracyInfo, BundleWriter, QuantizationInfo, QuantizedCounts};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::onnx::passes::{self, LowerOptions, PackedWeights};
@@ -22,7 +22,18 @@ pub struct Quantization {
     pub options: QuantizeOptions,
     /// Store the embedding table as integers, too.
     pub embedding: bool,
+    /// What was proved of the result, if anything was.
+    pub proven: Option<Proven>,
     observed: Option<Observed>,
+}
+
+/// What was measured of a quantized model before it is built.
+#[derive(Debug, Clone)]
+pub struct Proven {
+    /// What the manifest says.
+    pub accuracy: AccuracyInfo,
+    /// Files of the bundle's `reports/`, by name.
+    pub reports: Vec<(String, Vec<u8>)>,
 }
 
 /// What calibration found.
@@ -38,6 +49,7 @@ impl Quantization {
         Self {
             options: QuantizeOptions::new(Scheme::Int8Weights),
             embedding: true,
+            proven: None,
             observed: None,
         }
     }
@@ -51,6 +63,7 @@ impl Quantization {
                 ..QuantizeOptions::new(Scheme::Int4Weights)
             },
             embedding: false,
+            proven: None,
             observed: None,
         }
     }
@@ -69,6 +82,7 @@ impl Quantization {
         Ok(Self {
             options: QuantizeOptions::new(Scheme::Int8),
             embedding: true,
+            proven: None,
             observed: Some(Observed { scales, ranges }),
         })
     }
@@ -143,6 +157,9 @@ impl Quantization {
             .map_err(|e| Error::malformed(REPORT, format!("cannot be written: {e}")))?;
         json.push(b'\n');
         writer.write(REPORT, &json)?;
+        for (name, bytes) in self.proven.iter().flat_map(|proven| &proven.reports) {
+            writer.write(&format!("reports/{name}"), bytes)?;
+        }
         let counts = |report: &QuantizeReport| QuantizedCounts {
             quantized: report.quantized.len(),
             kept: report.kept.len(),
@@ -158,6 +175,7 @@ impl Quantization {
                 .collect(),
             lm_head: self.options.lm_head,
             embedding: self.embedding,
+            accuracy: self.proven.as_ref().map(|proven| proven.accuracy.clone()),
             speed: "unverified".to_owned(),
         })
     }

@@ -138,9 +138,30 @@ pub struct QuantizationInfo {
     pub lm_head: bool,
     /// Whether the embedding table is.
     pub embedding: bool,
+    /// How well the quantized model agrees with the model itself, if that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<AccuracyInfo>,
     /// Whether the speed of integers was measured against that of FP16: `unverified` where there
     /// was no GPU to measure on.
     pub speed: String,
+}
+
+/// What the accuracy gate measured; the layers stand in `reports/accuracy.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccuracyInfo {
+    /// Answers, in percent, that were allowed to differ from the model's own.
+    pub max_drop: f64,
+    /// Pictures that were asked about.
+    pub items: usize,
+    /// Share of the answers that were the model's own with everything quantized.
+    pub before: f64,
+    /// The same with `kept` in FP16.
+    pub after: f64,
+    /// Nodes that are left in FP16 for it.
+    pub kept: Vec<String>,
+    /// How integers were computed.
+    pub engine: String,
 }
 
 /// How much of a component is quantized; the nodes stand in `reports/quantization.json`.

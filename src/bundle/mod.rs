@@ -23,8 +23,9 @@ mod writer;
 pub use crate::digest::{FileDigest, sha256_file};
 pub use layout::{MANIFEST, MANIFEST_DIGEST};
 pub use manifest::{
-    Buckets, Component, EngineSet, Extent, Manifest, ModelInfo, Origin, Part, Precision, Profile,
-    ProfileInput, QuantizationInfo, QuantizedCounts, SCHEMA_VERSION, TensorInfo,
+    AccuracyInfo, Buckets, Component, EngineSet, Extent, Manifest, ModelInfo, Origin, Part,
+    Precision, Profile, ProfileInput, QuantizationInfo, QuantizedCounts, SCHEMA_VERSION,
+    TensorInfo,
 };
 pub use reader::Bundle;
 pub use target::{Engine, Flavour, Target};
