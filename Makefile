@@ -4,7 +4,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help install-deps sdk fetch build demo test test-default test-all check fmt-check clippy doc deny \
-        test-gpu test-long headers-check advisories coverage full-size bench clean distclean
+        test-gpu test-long headers-check advisories coverage full-size bench quantization-table clean distclean
 
 CARGO ?= cargo
 PYTHON ?= python3
@@ -95,6 +95,9 @@ full-size: build ## FastVLM-0.5B and SmolVLM-256M with random weights: build tim
 
 bench: build ## side by side with onnxruntime on the demo model (Python)
 	$(PYTHON) benches/peers/compare.py --trtvlm "$(BIN)" $(MODEL) --image $(IMAGE) --prompt "describe the scene"
+
+quantization-table: build ## accuracy of every precision on the demo model, as a table (DATA: items, by default the samples)
+	$(PYTHON) tools/quantization_table.py "$(BIN)" $(MODEL) --data $(or $(DATA),calibration/items.jsonl) --calibration calibration
 
 clean: ## build outputs
 	$(CARGO) clean

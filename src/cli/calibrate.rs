@@ -49,9 +49,9 @@ impl Args {
             return Err(Error::malformed(&path, "is a bundle; calibrate the model folder").into());
         }
         let model = Model::load(&path, self.variant.as_deref())?;
-        let outcome =
-            self.calibration
-                .observe(&model, self.max_tokens, &self.out, self.force, cancel)?;
+        let items = self.calibration.items(&model)?;
+        let (max_tokens, out, force) = (self.max_tokens, &self.out, self.force);
+        let outcome = (self.calibration).observe(&model, &items, max_tokens, out, force, cancel)?;
         self.print(&outcome)
     }
 

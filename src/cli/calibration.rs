@@ -13,7 +13,7 @@ use super::progress::style;
 use crate::calibrate::{
     CalibrateOptions, CalibrateOutcome, DEFAULT_SAMPLES, Progress, calibrate, sample_set,
 };
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::items::{Item, read_items, spread};
 use crate::model::Model;
 use crate::quantize::Method;
@@ -70,19 +70,19 @@ impl CalibrationArgs {
         self.calibration.is_some() || self.calibration_method.is_some()
     }
 
-    /// Observes a model on the pictures and writes its scales to `out`.
+    /// Observes a model on `items`, those of [`CalibrationArgs::items`], and writes its scales to `out`.
     ///
     /// # Errors
     /// Those of the calibration; what was observed so far stays beside the output.
     pub fn observe(
         &self,
         model: &Model,
+        items: &[Item],
         max_tokens: usize,
         out: &Path,
         force: bool,
         cancel: &'static AtomicBool,
     ) -> anyhow::Result<CalibrateOutcome> {
-        let items = self.items(model)?;
         say(format_args!(
             "{}: {} files, {} items",
             model.dir.display(),
@@ -90,7 +90,7 @@ impl CalibrationArgs {
             items.len()
         ));
         let options = CalibrateOptions {
-            items: &items,
+            items,
             method: self.method().unwrap_or(Method::Mse),
             percentile: self.percentile,
             max_tokens,
@@ -114,13 +114,16 @@ impl CalibrationArgs {
         Ok(outcome?)
     }
 
-    fn items(&self, model: &Model) -> anyhow::Result<Vec<Item>> {
+    /// The pictures, with questions: those that were named, else the model folder's sample set.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is no sample set; those of reading the list.
+    pub fn items(&self, model: &Model) -> Result<Vec<Item>> {
         if self.samples == 0 {
             return Err(Error::Argument {
                 name: "samples",
                 reason: "0, at least 1".to_owned(),
-            }
-            .into());
+            });
         }
         let data = match &self.calibration {
             Some(data) => data.clone(),

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use super::calibration::CalibrationArgs;
+use super::gate::GateArgs;
 use super::main::say;
 use crate::build::Quantization;
 use crate::bundle::Precision;
 use crate::calibrate::DEFAULT_TOKENS;
 use crate::error::{Error, Result};
+use crate::items::Item;
 use crate::model::Model;
 use crate::quantize::{Pattern, Scales};
 
@@ -18,8 +20,8 @@ pub struct QuantizationArgs {
     #[command(flatten)]
     calibration: CalibrationArgs,
     /// File of scales that `calibrate` wrote, or an earlier build into its reports, instead of
-    /// observing the model now
-    #[arg(long, value_name = "FILE", conflicts_with = "calibration")]
+    /// observing the model now; pictures are then for the proof of accuracy alone
+    #[arg(long, value_name = "FILE")]
     scales: Option<PathBuf>,
     /// Quantize these nodes only: an operator (Conv) or a node's name, `*` for any text; may be
     /// repeated
@@ -37,6 +39,8 @@ pub struct QuantizationArgs {
     /// Leave the embedding table as it is
     #[arg(long)]
     no_quantize_embedding: bool,
+    #[command(flatten)]
+    gate: GateArgs,
 }
 
 fn parse_pattern(text: &str) -> Result<Pattern> {
@@ -76,11 +80,12 @@ impl Prepared {
 }
 
 impl QuantizationArgs {
-    /// Reads the scales, or observes the model.
+    /// Reads the scales, or observes the model, and proves that the quantized model still says what
+    /// the model says.
     ///
     /// # Errors
-    /// [`Error::Argument`] for options that have no use with the precision; those of reading scales
-    /// and of the calibration.
+    /// [`Error::Argument`] for options that have no use with the precision; those of reading scales,
+    /// of the calibration and of the proof.
     pub fn prepare(
         &self,
         precision: Precision,
@@ -88,7 +93,7 @@ impl QuantizationArgs {
         out: &Path,
         cancel: &'static AtomicBool,
     ) -> anyhow::Result<Prepared> {
-        let mut observed = None;
+        let (mut observed, mut items) = (None, None);
         let mut quantization = match precision {
             Precision::Int8 => {
                 let (path, scales) = match &self.scales {
@@ -96,7 +101,16 @@ impl QuantizationArgs {
                     None => {
                         let path = beside(out);
                         let calibration = &self.calibration;
-                        calibration.observe(model, DEFAULT_TOKENS, &path, true, cancel)?;
+                        let pictures = calibration.items(model)?;
+                        calibration.observe(
+                            model,
+                            &pictures,
+                            DEFAULT_TOKENS,
+                            &path,
+                            true,
+                            cancel,
+                        )?;
+                        items = Some(pictures);
                         let scales = Scales::load(&path)?;
                         observed = Some(path.clone());
                         (path, scales)
@@ -116,9 +130,15 @@ impl QuantizationArgs {
                 });
             }
         };
-        if precision == Precision::Int8Weights && self.observes() {
-            let reason = format!("of no use with {precision}, which has no ranges");
-            return Err(argument("calibration", reason).into());
+        if precision == Precision::Int8Weights {
+            let ranges = [
+                ("scales", self.scales.is_some()),
+                ("calibration-method", self.calibration.method().is_some()),
+            ];
+            if let Some((name, _)) = ranges.into_iter().find(|(_, is_given)| *is_given) {
+                let reason = format!("of no use with {precision}, which has no ranges");
+                return Err(argument(name, reason).into());
+            }
         }
         quantization.options.include.clone_from(&self.include);
         quantization.options.exclude.clone_from(&self.exclude);
@@ -128,10 +148,33 @@ impl QuantizationArgs {
         if let Some(path) = &observed {
             say(format_args!("scales: {}", path.display()));
         }
+        if self.gate.needs_items()
+            && let Some(items) = self.pictures(items, model)?
+        {
+            self.gate
+                .prove(model, precision, &mut quantization, &items)?;
+        }
         Ok(Prepared {
             quantization: Some(quantization),
             observed,
         })
+    }
+
+    /// The pictures of the proof: those that were observed, or named; `None` if nobody named any and
+    /// there are no samples, unless a proof was asked for.
+    fn pictures(&self, observed: Option<Vec<Item>>, model: &Model) -> Result<Option<Vec<Item>>> {
+        if observed.is_some() {
+            return Ok(observed);
+        }
+        match self.calibration.items(model) {
+            Err(Error::Argument { name, reason })
+                if name == "calibration" && !self.gate.is_given() =>
+            {
+                tracing::warn!("the accuracy is not measured: {reason}");
+                Ok(None)
+            }
+            items => items.map(Some),
+        }
     }
 
     /// True if something says how ranges are to be found.
@@ -142,7 +185,8 @@ impl QuantizationArgs {
     /// True if something is said of integers at all.
     pub fn is_given(&self) -> bool {
         let chooses = !self.include.is_empty() || !self.exclude.is_empty();
-        self.observes() || chooses || self.no_quantize_head || self.no_quantize_embedding
+        let leaves = self.no_quantize_head || self.no_quantize_embedding;
+        self.observes() || chooses || leaves || self.gate.is_given()
     }
 
     fn refuse_others(&self, precision: Precision) -> Result<()> {
