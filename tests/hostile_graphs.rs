@@ -125,6 +125,53 @@ fn run_that_asks_for_more_memory_than_there_is_ends_with_a_message() {
     assert!(line.contains(&(1u64 << 40).to_string()), "{line}");
 }
 
+/// Weights that do not lie where the engine could read them are copied; here that is more than the
+/// process may have, which is known before the engine sees any of it.
+#[test]
+fn run_without_memory_for_the_weights_ends_with_a_message() {
+    use prost::Message;
+    use trtvlm::onnx::proto::{ModelProto, StringStringEntryProto};
+    const BYTES: u64 = 1 << 30;
+    let model = with_vision(vec![largest("ballast")], Vec::new());
+    let onnx = model.path().join("onnx");
+    let data = std::fs::File::create(onnx.join("ballast.data")).expect("create");
+    // Nothing of it is on the disk.
+    data.set_len(BYTES + 1).expect("length");
+    let path = onnx.join("vision_encoder_fp16.onnx");
+    let bytes = std::fs::read(&path).expect("read");
+    let mut vision = ModelProto::decode(bytes.as_slice()).expect("graph");
+    let entry = |(key, value): (&str, String)| StringStringEntryProto {
+        key: key.to_owned(),
+        value,
+    };
+    let at = [
+        ("location", "ballast.data".to_owned()),
+        ("offset", "1".to_owned()),
+        ("length", BYTES.to_string()),
+    ];
+    let mut ballast = TensorProto::from_f32("ballast", &[BYTES as i64 / 4], &[]);
+    ballast.float_data.clear();
+    ballast.raw_data = None;
+    ballast.external_data = at.map(entry).to_vec();
+    ballast.data_location = Some(1);
+    vision
+        .graph
+        .as_mut()
+        .expect("graph")
+        .initializer
+        .push(ballast);
+    std::fs::write(&path, vision.encode_to_vec()).expect("write");
+    // Enough for the program and the file in memory, not for a copy of it.
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -v 2000000 && exec \"$0\" \"$@\""])
+        .arg(env!("CARGO_BIN_EXE_trtvlm"))
+        .env("RUST_BACKTRACE", "0");
+    let line = refused(&ask(model.path(), &mut command));
+    assert!(line.contains("vision_encoder"), "{line}");
+    assert!(line.contains(&format!("block of {BYTES} bytes")), "{line}");
+}
+
 #[test]
 fn run_needs_no_folder_for_temporary_files() {
     let mut command = trtvlm();

@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use rten::{Model, ModelOptions};
 
+use super::session;
 use crate::error::Result;
 use crate::host::{Memory, resident_bytes};
-use crate::huge_pages;
+use crate::huge_pages::{self, Hold};
 use crate::onnx::proto::TensorProto;
 use crate::onnx::{DataType, OnnxModel};
 
@@ -49,6 +50,13 @@ impl Loaded {
 /// those that it refuses.
 pub(super) fn load(model: &OnnxModel, optimize: bool) -> Result<Loaded> {
     super::sizes::check(model)?;
+    let name = model.path().display().to_string();
+    if let Some(memory) = Memory::read() {
+        let left = memory.left_for(resident_bytes());
+        huge_pages::bound(left - left / RESERVE);
+    }
+    // Copies of weights are most of what a graph needs.
+    let _hold = Hold::new(&session::label(&name));
     let mut options = ModelOptions::with_all_ops();
     options.prepack_weights(false).enable_optimization(optimize);
     let mut used = BTreeSet::new();
@@ -84,12 +92,7 @@ pub(super) fn load(model: &OnnxModel, optimize: bool) -> Result<Loaded> {
         options.external_data_static(&file_name(source), slice);
         weights.push(bytes);
     }
-    if let Some(memory) = Memory::read() {
-        let left = memory.left_for(resident_bytes());
-        huge_pages::bound(left - left / RESERVE);
-    }
-    let name = model.path().display().to_string();
-    let model = super::session::guard(&name, || options.load(graph))?;
+    let model = session::guard(&name, || options.load(graph))?;
     Ok(Loaded {
         model,
         _weights: weights,

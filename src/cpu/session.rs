@@ -154,6 +154,11 @@ impl Session {
     }
 }
 
+/// Who asks for memory, in the message about too much of it.
+pub(super) fn label(name: &str) -> String {
+    format!("CPU engine, {name}")
+}
+
 /// Runs a call into the engine; its errors and its panics become [`Error::Cpu`]. Memory beyond
 /// what the machine had left when the newest graph was loaded is refused meanwhile.
 pub(super) fn guard<T, E: Display>(name: &str, call: impl FnOnce() -> Result<T, E>) -> Result<T> {
@@ -161,7 +166,7 @@ pub(super) fn guard<T, E: Display>(name: &str, call: impl FnOnce() -> Result<T, 
         graph: name.to_owned(),
         message,
     };
-    let _hold = Hold::new(&format!("CPU engine, {name}"));
+    let _hold = Hold::new(&label(name));
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(e)) => Err(failed(e.to_string())),
