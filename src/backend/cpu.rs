@@ -10,7 +10,9 @@ use crate::cpu::{Embedding, Session};
 use crate::error::{Error, Result};
 use crate::model::{FamilySpec, Model, ModelConfig};
 use crate::onnx::OnnxModel;
-use crate::onnx::passes::{LOGIT_ROWS, pack_blocks, place_rows, select_logit_rows};
+use crate::onnx::passes::{
+    LOGIT_ROWS, pack_blocks, pad_integer_convs, place_rows, select_logit_rows,
+};
 use crate::preprocess::PixelValues;
 
 /// Axis of KV tensors `[1, kv_heads, rows, head_dim]` that grows.
@@ -57,8 +59,9 @@ impl CpuBackend {
     pub fn load(model: &Model) -> Result<Self> {
         let config = &model.config;
 
-        let vision = OnnxModel::load(&model.files.vision)?;
+        let mut vision = OnnxModel::load(&model.files.vision)?;
         contract::check_vision(&vision, config)?;
+        pad_integer_convs(&mut vision)?;
         let vision = Session::load(&vision)?;
 
         let mut decoder = OnnxModel::load(&model.files.decoder)?;

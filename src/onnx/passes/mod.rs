@@ -2,7 +2,8 @@
 //!
 //! The order for a TensorRT engine is that of [`prepare_fp16`] and [`prepare_fp32`], in
 //! `prepare.rs` ([`lower()`] is its first part alone); a CPU bundle needs [`select_logit_rows`],
-//! [`place_rows`] and, for half the bytes, [`store_weights_fp16`].
+//! [`place_rows`] and, for half the bytes, [`store_weights_fp16`]; the CPU engine itself
+//! [`pad_integer_convs`].
 //!
 //! | pass                  | what it changes |
 //! |-----------------------|-----------------|
@@ -26,6 +27,7 @@
 //! | [`to_fp16`], [`to_fp32`] | every float gets its type |
 //! | [`pack_blocks`]       | 4-bit blocks become packed products, for the CPU engine |
 //! | [`check_operators`]   | nothing: refuses what a parser does not take |
+//! | [`pad_integer_convs`] | integer convolutions are padded with their zero point by a node of their own |
 //! | [`store_weights_fp16`] | large weights become FP16, with a cast to FP32 behind them |
 
 mod allowed;
@@ -43,6 +45,7 @@ mod ops;
 mod opset;
 mod order;
 mod pack_blocks;
+mod pad_integer;
 mod padded_tiles;
 mod place_rows;
 mod precision;
@@ -70,6 +73,7 @@ pub use new_rows::{NEW_PREFIX, return_new_rows};
 pub use opset::{BLOCKS_OPSET, declare_opset, has_blocks, raise_opset};
 pub use order::sort_nodes;
 pub use pack_blocks::pack_blocks;
+pub use pad_integer::pad_integer_convs;
 pub use padded_tiles::keep_all_tiles;
 pub use place_rows::place_rows;
 pub use prepare::{lower, prepare_fp16, prepare_fp32, prepare_plain};
