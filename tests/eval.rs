@@ -20,7 +20,10 @@ fn items() -> PathBuf {
 
 fn eval(model: &Path, data: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trtvlm"));
-    command.env_remove("TRTVLM_LOG").env("RUST_BACKTRACE", "0");
+    command
+        .env_remove("TRTVLM_LOG")
+        .env("RUST_BACKTRACE", "0")
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command.arg("eval").arg(model).arg("--data").arg(data);
     command.args(args).stdin(Stdio::null());
     command

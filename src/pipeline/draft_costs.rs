@@ -107,11 +107,21 @@ impl Pipeline {
             false => Strategy::Off,
         };
         self.speculator.set(strategy)?;
-        // A measurement would take time that an answer with a deadline does not have.
-        if strategy == Strategy::Auto && ask.deadline.is_none() {
+        if strategy == Strategy::Auto && !self.know_costs() && ask.deadline.is_none() {
+            // With a deadline there is no time to measure.
             self.measure_drafts(ask.cancel)?;
         }
         Ok(())
+    }
+
+    /// True if costs are known, now or from the user's cache.
+    fn know_costs(&mut self) -> bool {
+        if self.speculator.costs().is_none()
+            && let Some(costs) = self.draft_costs.as_ref().and_then(DraftCosts::load)
+        {
+            self.speculator.set_costs(costs);
+        }
+        self.speculator.costs().is_some()
     }
 
     /// Finds out what passes of several tokens and drafts cost on this machine, which
@@ -121,12 +131,7 @@ impl Pipeline {
     /// # Errors
     /// Those of the backend.
     pub fn measure_drafts(&mut self, cancel: Option<&AtomicBool>) -> Result<()> {
-        let is_short = self.config.max_positions < LEAST_POSITIONS;
-        if self.speculator.costs().is_some() || is_short {
-            return Ok(());
-        }
-        if let Some(costs) = self.draft_costs.as_ref().and_then(DraftCosts::load) {
-            self.speculator.set_costs(costs);
+        if self.know_costs() || self.config.max_positions < LEAST_POSITIONS {
             return Ok(());
         }
         tracing::info!("measuring what drafts cost with this model on this machine, once");
