@@ -87,6 +87,7 @@ fn eval_of_the_golden_items_reports_every_documented_key() {
             "agreement",
             "latency_ms",
             "tokens",
+            "speculation",
             "peak_memory_bytes",
             "energy",
             "seconds",
@@ -107,6 +108,12 @@ fn eval_of_the_golden_items_reports_every_documented_key() {
     let n_ids = |l: &Value| l["token_ids"].as_array().map_or(0, Vec::len);
     let n_ids: usize = lines.iter().map(n_ids).sum();
     assert_eq!(report["tokens"]["total"], n_ids);
+    let drafts = &report["speculation"];
+    let whole = |key: &str| drafts[key].as_u64().expect(key) as usize;
+    // Each pass gives a token of its own beside accepted drafts, but one that a draft ended.
+    let passes = whole("steps") + whole("accepted");
+    assert!((n_ids - lines.len()..=n_ids).contains(&passes), "{drafts}");
+    assert_eq!(whole("switched_off"), 0);
     assert!(
         report["tokens"]["per_second"]
             .as_f64()

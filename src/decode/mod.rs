@@ -31,7 +31,7 @@ pub use costs::Costs;
 pub use draft::{Accepted, Draft, Drafter, MAX_DRAFT, Outlook};
 pub use generate::{Generated, Limits, Stop, generate};
 pub use ngram::Ngram;
-pub use report::{NEAR_TIE, NearTie, Position, Report};
+pub use report::{NEAR_TIE, NearTie, Position, Report, Totals};
 pub use sampler::{Sampler, Sampling};
 pub use sentence::SentenceEnd;
 pub use speculator::{Speculator, Strategy};

@@ -66,6 +66,49 @@ impl Default for Report {
     }
 }
 
+/// How drafts fared in many answers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Totals {
+    /// Passes of the decoder after the prefills.
+    pub steps: usize,
+    /// Draft tokens that were proposed.
+    pub proposed: usize,
+    /// Draft tokens that stand in the answers.
+    pub accepted: usize,
+    /// The same by place in the draft, the first token of a draft first.
+    pub by_position: Vec<Position>,
+    /// Tokens of the answers after their first ones, for each pass; `None` without a pass.
+    pub tokens_per_pass: Option<f64>,
+    /// Near ties of all answers.
+    pub near_ties: usize,
+    /// Answers in which drafting was switched off.
+    pub switched_off: usize,
+}
+
+impl Totals {
+    /// Adds up the reports of answers.
+    pub fn of<'a>(reports: impl Iterator<Item = &'a Report>) -> Self {
+        let mut totals = Self::default();
+        let mut tokens = 0.0;
+        for report in reports {
+            totals.steps += report.steps;
+            totals.proposed += report.proposed;
+            totals.accepted += report.accepted;
+            totals.near_ties += report.near_ties.len();
+            totals.switched_off += usize::from(report.switched_off.is_some());
+            tokens += report.tokens_per_pass.unwrap_or(0.0) * report.steps as f64;
+            let n = totals.by_position.len().max(report.by_position.len());
+            totals.by_position.resize(n, Position::default());
+            for (sum, position) in totals.by_position.iter_mut().zip(&report.by_position) {
+                sum.proposed += position.proposed;
+                sum.accepted += position.accepted;
+            }
+        }
+        totals.tokens_per_pass = (totals.steps > 0).then(|| tokens / totals.steps as f64);
+        totals
+    }
+}
+
 impl Report {
     /// Counts one draft of `proposed` tokens.
     pub(super) fn count(&mut self, proposed: usize, accepted: usize) {
@@ -78,5 +121,29 @@ impl Report {
             position.proposed += 1;
             position.accepted += usize::from(at < accepted);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_add_up_answers_with_drafts_of_different_lengths() {
+        let mut long = Report::default();
+        long.count(3, 2);
+        long.count(3, 0);
+        (long.steps, long.tokens_per_pass) = (4, Some(1.5));
+        let mut short = Report::default();
+        short.count(1, 1);
+        (short.steps, short.tokens_per_pass) = (1, Some(2.0));
+        short.switched_off = Some("a reason".to_owned());
+        let totals = Totals::of([&short, &long, &Report::default()].into_iter());
+        let at = |proposed, accepted| Position { proposed, accepted };
+        assert_eq!(totals.by_position, [at(3, 2), at(2, 1), at(2, 0)]);
+        assert_eq!((totals.proposed, totals.accepted), (7, 3));
+        assert_eq!((totals.steps, totals.tokens_per_pass), (5, Some(1.6)));
+        assert_eq!((totals.near_ties, totals.switched_off), (0, 1));
+        assert_eq!(Totals::of([].into_iter()).tokens_per_pass, None);
     }
 }

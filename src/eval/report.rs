@@ -9,6 +9,7 @@ use super::check::Checked;
 use super::energy::Watched;
 use super::order::{Evaluation, Outcome};
 use super::stats::{Share, Spread};
+use crate::decode::Totals;
 use crate::items::Item;
 use crate::pipeline::Timings;
 
@@ -38,6 +39,8 @@ pub struct Report {
     pub latency_ms: LatencyReport,
     /// Tokens of the answers.
     pub tokens: TokensReport,
+    /// How drafts fared.
+    pub speculation: Totals,
     /// Largest resident memory of the process, in bytes; `None` where the system does not tell, or
     /// a reference was in memory, too.
     pub peak_memory_bytes: Option<u64>,
@@ -179,6 +182,7 @@ impl Report {
             agreement: agreement(items, outcomes, reference),
             latency_ms: LatencyReport::of(outcomes),
             tokens: TokensReport::of(outcomes),
+            speculation: Totals::of(outcomes.iter().map(|o| &o.answer.speculation)),
             peak_memory_bytes: evaluation.peak_memory_bytes,
             energy: energy(&evaluation.energy, outcomes),
             seconds: evaluation.seconds,
