@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import HistogramCalibrater
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 
@@ -44,6 +45,17 @@ class Reader(CalibrationDataReader):
 
     def get_next(self):
         return next(self.feeds, None)
+
+
+def one_by_one(collect):
+    """Its histograms take feeds of one shape at a time; they are merged from call to call."""
+    def collect_each(self, reader):
+        while (feed := reader.get_next()) is not None:
+            collect(self, Reader([feed]))
+    return collect_each
+
+
+HistogramCalibrater.collect_data = one_by_one(HistogramCalibrater.collect_data)
 
 
 def items(path, n):
