@@ -9,12 +9,12 @@ use super::sensitivity::{LayerError, Sensitivity};
 const ROWS: usize = 32;
 
 /// Characters of a layer's name.
-const NAME: usize = 46;
+const NAME: usize = 54;
 
 /// Width of the picture, of the names, and of the plot, in pixels.
 const WIDTH: f64 = 1120.0;
-const LEFT: f64 = 350.0;
-const PLOT: f64 = 640.0;
+const LEFT: f64 = 400.0;
+const PLOT: f64 = 590.0;
 
 /// Height of a row, and of what stands above all rows.
 const ROW: f64 = 21.0;
