@@ -94,6 +94,35 @@ fn cpu_bundle_answers_as_its_model_folder_does() {
 }
 
 #[test]
+fn cpu_bundle_with_four_bit_weights_and_taps_answers_and_says_what_it_has() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("bundle");
+    let args = ["--target", "cpu", "--precision", "int4-weights"];
+    let more = [
+        "--block",
+        "64",
+        "--tap",
+        "hidden,saliency:0+1",
+        "--max-drop",
+        "100",
+    ];
+    let output = build(&demo(), &out, &[&args[..], &more].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let given = answer(&out);
+    assert_eq!(given["precision"], "int4-weights");
+    assert!(
+        given["token_ids"]
+            .as_array()
+            .is_some_and(|ids| ids.len() > 3)
+    );
+    let bundle = Bundle::open(&out).expect("bundle");
+    assert_eq!(bundle.manifest().taps, ["hidden", "saliency:0+1"]);
+    let decoder = bundle.manifest().engines[0].component("decoder");
+    let outputs = &decoder.expect("decoder").outputs;
+    assert!(outputs.iter().any(|t| t.name == "saliency"), "{outputs:?}");
+}
+
+#[test]
 fn cpu_bundle_of_a_contrib_decoder_is_built_and_answers() {
     let dir = tempfile::tempdir().expect("dir");
     let model = root().join("tests/data/tiny/smolvlm-tiny-contrib-sep");
@@ -134,7 +163,7 @@ fn build_over_an_existing_bundle_needs_force() {
 fn build_with_bad_arguments_leaves_nothing() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("bundle");
-    let cases: [(&[&str], i32, &str); 6] = [
+    let cases: [(&[&str], i32, &str); 11] = [
         (
             &["--target", "cpu", "--max-context", "10"],
             1,
@@ -153,6 +182,11 @@ fn build_with_bad_arguments_leaves_nothing() {
         (&["--target", "cpu", "--variant", "q4"], 1, "fp16"),
         (&["--target", "toaster"], 2, "toaster"),
         (&["--precision", "int1"], 2, "int1"),
+        (&["--target", "cpu", "--block", "32"], 1, "int4-weights"),
+        (&["--precision", "int4-weights", "--block", "33"], 2, "33"),
+        (&["--target", "cpu", "--tap", "layer:9"], 1, "layer 9"),
+        (&["--target", "cpu", "--tap", "hidden,hidden"], 1, "twice"),
+        (&["--target", "cpu", "--tap", "attention"], 2, "attention"),
     ];
     for (args, status, word) in cases {
         let output = build(&demo(), &out, args);

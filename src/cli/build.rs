@@ -91,6 +91,8 @@ enum PrecisionArg {
     Int8,
     /// 8-bit integer weights of the decoder
     Int8Weights,
+    /// 4-bit integer weights of the decoder
+    Int4Weights,
 }
 
 impl From<PrecisionArg> for Precision {
@@ -100,6 +102,7 @@ impl From<PrecisionArg> for Precision {
             PrecisionArg::Fp16 => Self::Fp16,
             PrecisionArg::Int8 => Self::Int8,
             PrecisionArg::Int8Weights => Self::Int8Weights,
+            PrecisionArg::Int4Weights => Self::Int4Weights,
         }
     }
 }

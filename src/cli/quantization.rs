@@ -12,7 +12,7 @@ use crate::calibrate::DEFAULT_TOKENS;
 use crate::error::{Error, Result};
 use crate::items::Item;
 use crate::model::Model;
-use crate::quantize::{Pattern, Scales};
+use crate::quantize::{BLOCK_SIZES, Pattern, Scales};
 
 /// What becomes integers, and from which ranges.
 #[derive(clap::Args)]
@@ -33,6 +33,9 @@ pub struct QuantizationArgs {
     /// How much of activations' outliers moves into weights: 0 to 1, or off
     #[arg(long, value_name = "ALPHA", default_value = "0.5", value_parser = parse_smooth)]
     smooth: Smooth,
+    /// Weights that share a scale with int4-weights, at most: 16, 32, 64, 128 or 256 [default: 32]
+    #[arg(long, value_name = "N", value_parser = parse_block)]
+    block: Option<usize>,
     /// Leave the LM head as it is
     #[arg(long)]
     no_quantize_head: bool,
@@ -41,6 +44,14 @@ pub struct QuantizationArgs {
     no_quantize_embedding: bool,
     #[command(flatten)]
     gate: GateArgs,
+}
+
+/// Weights that share a scale where the user does not say, as published 4-bit files have them.
+const BLOCK: usize = 32;
+
+fn parse_block(text: &str) -> Result<usize> {
+    let block = text.parse().ok().filter(|n| BLOCK_SIZES.contains(n));
+    block.ok_or_else(|| argument("block", format!("`{text}` is none of {BLOCK_SIZES:?}")))
 }
 
 fn parse_pattern(text: &str) -> Result<Pattern> {
@@ -122,6 +133,7 @@ impl QuantizationArgs {
                 quantization
             }
             Precision::Int8Weights => Quantization::of_weights(),
+            Precision::Int4Weights => Quantization::of_blocks(self.block.unwrap_or(BLOCK)),
             _ => {
                 self.refuse_others(precision)?;
                 return Ok(Prepared {
@@ -130,7 +142,11 @@ impl QuantizationArgs {
                 });
             }
         };
-        if precision == Precision::Int8Weights {
+        if precision != Precision::Int4Weights && self.block.is_some() {
+            let reason = format!("{precision} has no blocks: use int4-weights");
+            return Err(argument("block", reason).into());
+        }
+        if precision != Precision::Int8 {
             let ranges = [
                 ("scales", self.scales.is_some()),
                 ("calibration-method", self.calibration.method().is_some()),
@@ -144,7 +160,9 @@ impl QuantizationArgs {
         quantization.options.exclude.clone_from(&self.exclude);
         quantization.options.smooth = self.smooth.0;
         quantization.options.lm_head = !self.no_quantize_head;
-        quantization.embedding = !self.no_quantize_embedding;
+        // A table with its rows in 8 bits is no part of what 4 bits were asked for.
+        let table = precision != Precision::Int4Weights;
+        quantization.embedding = table && !self.no_quantize_embedding;
         if let Some(path) = &observed {
             say(format_args!("scales: {}", path.display()));
         }
@@ -186,12 +204,13 @@ impl QuantizationArgs {
     pub fn is_given(&self) -> bool {
         let chooses = !self.include.is_empty() || !self.exclude.is_empty();
         let leaves = self.no_quantize_head || self.no_quantize_embedding;
-        self.observes() || chooses || leaves || self.gate.is_given()
+        self.observes() || chooses || leaves || self.block.is_some() || self.gate.is_given()
     }
 
     fn refuse_others(&self, precision: Precision) -> Result<()> {
         if self.is_given() {
-            let reason = format!("{precision} quantizes nothing: use int8 or int8-weights");
+            let reason =
+                format!("{precision} quantizes nothing: use int8, int8-weights or int4-weights");
             return Err(argument("precision", reason));
         }
         Ok(())
