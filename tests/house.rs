@@ -44,6 +44,10 @@ const FENCES: &[(&str, &str)] = &[
         "src/cpu/load.rs",
         "rten reads weights where they are mapped",
     ),
+    (
+        "src/cpu/linear/tile.rs",
+        "vector instructions, and addresses within checked slices",
+    ),
     ("src/cuda/ffi.rs", "calls into the CUDA driver and NVRTC"),
     ("src/huge_pages.rs", "an allocator"),
     ("src/onnx/map.rs", "files mapped into memory"),

@@ -11,7 +11,6 @@ use super::session;
 use crate::error::Result;
 use crate::host::{Memory, resident_bytes};
 use crate::huge_pages::{self, Hold};
-use crate::onnx::proto::TensorProto;
 use crate::onnx::{DataType, OnnxModel};
 
 /// Tensors of fewer bytes travel inside the graph.
@@ -38,8 +37,8 @@ impl Loaded {
 /// Loads a graph that passes may have rewritten.
 ///
 /// The graph is encoded without its weights, which rten takes from memory: where they lie in the
-/// mapped files, or from a copy of a tensor that is not aligned there (weights inside an ONNX
-/// file rarely are). Nothing is written to disk.
+/// mapped files or in the tensor, or from a copy of one that is not aligned there (weights inside
+/// an ONNX file rarely are). Nothing is written to disk.
 ///
 /// With `optimize` the engine fuses and folds nodes; without, every value of the graph is computed
 /// as the graph says.
@@ -51,45 +50,47 @@ impl Loaded {
 pub(super) fn load(model: &OnnxModel, optimize: bool) -> Result<Loaded> {
     super::sizes::check(model)?;
     let name = model.path().display().to_string();
-    if let Some(memory) = Memory::read() {
-        let left = memory.left_for(resident_bytes());
-        huge_pages::bound(left - left / RESERVE);
-    }
-    // Copies of weights are most of what a graph needs.
-    let _hold = Hold::new(&session::label(&name));
+    let _hold = hold(model);
     let mut options = ModelOptions::with_all_ops();
     options.prepack_weights(false).enable_optimization(optimize);
     let mut used = BTreeSet::new();
     let mut copies = 0usize;
+    let mut owned: Vec<Bytes> = Vec::new();
     let graph = model.encode(|tensor| {
         let raw = tensor.raw_data.as_ref()?;
         if raw.len() < INLINE_BYTES {
             return None;
         }
         let location = model.locate(raw);
-        if let Some(location) = location.filter(|_| can_stay(tensor, raw)) {
-            used.insert(location.source);
-            return Some((file_name(location.source), location.offset));
+        if can_stay(tensor.dtype().ok(), raw) {
+            if let Some(location) = location {
+                used.insert(location.source);
+                return Some((file_name(location.source), location.offset));
+            }
+            owned.push(raw.clone());
+            return Some((format!("own{}.data", owned.len()), 0));
         }
         copies += 1;
         let name = format!("copy{copies}.data");
         options.external_data(&name, raw.to_vec());
-        if let Some(location) = location {
-            // Else a copied weight is in memory twice, as far as anybody counts.
-            let start = location.offset as usize;
-            model.sources()[location.source].release(start..start + raw.len());
-        }
+        release(model, raw);
         Some((name, 0))
     });
-    let mut weights = Vec::with_capacity(used.len());
-    for source in used {
-        let bytes = model.sources()[source].bytes().clone();
+    let files = used
+        .into_iter()
+        .map(|source| (file_name(source), model.sources()[source].bytes().clone()));
+    let named = owned
+        .into_iter()
+        .enumerate()
+        .map(|(index, bytes)| (format!("own{}.data", index + 1), bytes));
+    let mut weights = Vec::new();
+    for (file, bytes) in files.chain(named) {
         // SAFETY: `bytes` is moved into `Loaded` beside the model, is dropped after it, and never
         // moves or changes what it points to. rten keeps the slice in the constants of its graph
         // only; what its runs return is owned.
         let slice: &'static [u8] =
             unsafe { std::slice::from_raw_parts(bytes.as_ptr(), bytes.len()) };
-        options.external_data_static(&file_name(source), slice);
+        options.external_data_static(&file, slice);
         weights.push(bytes);
     }
     let model = session::guard(&name, || options.load(graph))?;
@@ -99,6 +100,25 @@ pub(super) fn load(model: &OnnxModel, optimize: bool) -> Result<Loaded> {
     })
 }
 
+/// Refuses memory beyond what the machine has left now, while weights are copied: they are most of
+/// what a graph needs.
+pub(super) fn hold(model: &OnnxModel) -> Hold {
+    if let Some(memory) = Memory::read() {
+        let left = memory.left_for(resident_bytes());
+        huge_pages::bound(left - left / RESERVE);
+    }
+    Hold::new(&session::label(&model.path().display().to_string()))
+}
+
+/// Gives back the memory of a weight that was copied from a mapped file: else it is in memory twice,
+/// as far as anybody counts.
+pub(super) fn release(model: &OnnxModel, raw: &Bytes) {
+    if let Some(location) = model.locate(raw) {
+        let start = location.offset as usize;
+        model.sources()[location.source].release(start..start + raw.len());
+    }
+}
+
 fn file_name(source: usize) -> String {
     // rten takes external data only under names with an extension that begins with `data`.
     format!("{source}.data")
@@ -106,10 +126,10 @@ fn file_name(source: usize) -> String {
 
 /// True if rten can read a tensor's bytes where they lie: it uses some types in place, looks at
 /// FP16 as a slice, and converts the others byte by byte.
-fn can_stay(tensor: &TensorProto, raw: &Bytes) -> bool {
-    let align = match tensor.dtype() {
-        Ok(DataType::F32 | DataType::I32) => 4,
-        Ok(DataType::F16) => 2,
+pub(super) fn can_stay(dtype: Option<DataType>, raw: &Bytes) -> bool {
+    let align = match dtype {
+        Some(DataType::F32 | DataType::I32) => 4,
+        Some(DataType::F16) => 2,
         _ => 1,
     };
     raw.as_ptr().addr().is_multiple_of(align)
@@ -125,7 +145,7 @@ mod tests {
 
     use super::super::Session;
     use super::*;
-    use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
+    use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 
     /// `y = x + w` with 512 weights, stored inside the file after `pad` bytes of text.
     fn model(dtype: DataType, raw: Vec<u8>, pad: usize) -> OnnxModel {

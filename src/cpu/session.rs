@@ -7,16 +7,18 @@ use std::path::Path;
 
 use rten::{Model, NodeId, RunOptions, Value, ValueOrView};
 
-use super::load::{Loaded, load};
+use super::load::{Loaded, hold, load};
 use super::observe::{Observer, Watch, prepare};
+use super::pieces::Pieces;
+use super::split::{Part, split};
 use crate::error::{Error, Result};
 use crate::huge_pages::Hold;
-use crate::onnx::OnnxModel;
+use crate::onnx::{OnnxModel, ValueType};
 
 /// A loaded graph with named inputs and outputs.
 pub struct Session {
     name: String,
-    loaded: Loaded,
+    engine: Engine,
     inputs: HashMap<String, NodeId>,
     outputs: HashMap<String, NodeId>,
     watch: Option<Watch>,
@@ -26,13 +28,45 @@ pub struct Session {
 /// Operators that find one scale for all elements of their input.
 const DYNAMIC: [&str; 2] = ["DynamicQuantizeLinear", "DynamicQuantizeMatMul"];
 
+enum Engine {
+    Whole(Box<Loaded>),
+    Pieces(Pieces),
+}
+
 impl Session {
-    /// Loads a graph that passes may have rewritten.
+    /// Loads a graph that passes may have rewritten. If it has products with large constant
+    /// matrices, they are computed in `cpu/linear`, which keeps FP16 and int8 weights
+    /// as they are.
     ///
     /// # Errors
     /// [`Error::Cpu`] if the engine refuses the graph.
     pub fn load(model: &OnnxModel) -> Result<Self> {
-        Self::new(model, true)
+        super::sizes::check(model)?;
+        let _hold = hold(model);
+        match rten::thread_pool().run(|| split(model))? {
+            Some(parts) => Self::of_parts(model, parts),
+            None => Self::new(model, true),
+        }
+    }
+
+    pub(super) fn of_parts(model: &OnnxModel, parts: Vec<Part>) -> Result<Self> {
+        let pieces = Pieces::load(parts)?;
+        let graph = model.graph();
+        let by_name = |values: Vec<ValueType>| {
+            let found = values.into_iter().filter_map(|value| {
+                let id = pieces.find(&value.name)?;
+                Some((value.name, id))
+            });
+            found.collect()
+        };
+        Ok(Self {
+            name: model.path().display().to_string(),
+            inputs: by_name(graph.inputs()),
+            outputs: by_name(graph.outputs()),
+            scales_by_its_rows: scales_by_its_rows(model),
+            engine: Engine::Pieces(pieces),
+            watch: None,
+        })
     }
 
     /// Loads a graph of which every value is computed as it says: no node is fused with another.
@@ -69,7 +103,7 @@ impl Session {
         self.scales_by_its_rows
     }
 
-    fn new(model: &OnnxModel, optimize: bool) -> Result<Self> {
+    pub(super) fn new(model: &OnnxModel, optimize: bool) -> Result<Self> {
         let loaded = load(model, optimize)?;
         let engine = loaded.model();
         let by_name = |ids: &[NodeId]| -> HashMap<String, NodeId> {
@@ -81,12 +115,8 @@ impl Session {
             name: model.path().display().to_string(),
             inputs: by_name(engine.input_ids()),
             outputs: by_name(engine.output_ids()),
-            scales_by_its_rows: model
-                .graph()
-                .node
-                .iter()
-                .any(|node| DYNAMIC.contains(&node.op_type.as_str())),
-            loaded,
+            scales_by_its_rows: scales_by_its_rows(model),
+            engine: Engine::Whole(Box::new(loaded)),
             watch: None,
         })
     }
@@ -147,9 +177,13 @@ impl Session {
                    options: Option<RunOptions>| {
             guard(&self.name, || model.run(inputs, outputs, options))
         };
-        match &self.watch {
-            Some(watch) => watch.run(self.loaded.model(), inputs, outputs, run),
-            None => run(self.loaded.model(), inputs, outputs, None),
+        match (&self.engine, &self.watch) {
+            (Engine::Whole(loaded), Some(watch)) => watch.run(loaded.model(), inputs, outputs, run),
+            (Engine::Whole(loaded), None) => run(loaded.model(), inputs, outputs, None),
+            // On the engine's threads from beginning to end, so that nobody waits for another's.
+            (Engine::Pieces(pieces), _) => {
+                rten::thread_pool().run(|| pieces.run(inputs, outputs, run))
+            }
         }
     }
 }
@@ -157,6 +191,11 @@ impl Session {
 /// Who asks for memory, in the message about too much of it.
 pub(super) fn label(name: &str) -> String {
     format!("CPU engine, {name}")
+}
+
+fn scales_by_its_rows(model: &OnnxModel) -> bool {
+    let mut nodes = model.graph().node.iter();
+    nodes.any(|node| DYNAMIC.contains(&node.op_type.as_str()))
 }
 
 /// Runs a call into the engine; its errors and its panics become [`Error::Cpu`]. Memory beyond
