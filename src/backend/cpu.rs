@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::model::{FamilySpec, Model, ModelConfig};
 use crate::onnx::OnnxModel;
 use crate::onnx::passes::{
-    LOGIT_ROWS, pack_blocks, pad_integer_convs, place_rows, select_logit_rows,
+    LOGIT_ROWS, group_queries, pack_blocks, pad_integer_convs, place_rows, select_logit_rows,
 };
 use crate::preprocess::PixelValues;
 
@@ -76,6 +76,8 @@ impl CpuBackend {
             config.family.inputs_embeds,
         );
         pack_blocks(&mut decoder)?;
+        // The engine packs keys anew for every head that shares them, and copies what is repeated.
+        group_queries(&mut decoder, config.n_heads, config.n_kv_heads)?;
         let decoder = Session::load(&decoder)?;
         Self::new(model, vision, decoder)
     }
