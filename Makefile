@@ -4,7 +4,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help install-deps sdk fetch build demo test test-default test-all check fmt-check clippy doc deny \
-        test-gpu test-long headers-check advisories coverage full-size bench quantization-table clean distclean
+        test-gpu test-long headers-check advisories coverage full-size bench bench-rows quantization-table clean distclean
 
 CARGO ?= cargo
 PYTHON ?= python3
@@ -98,6 +98,9 @@ bench: build ## side by side with onnxruntime on the demo model (Python)
 
 quantization-table: build ## accuracy of every precision on the demo model, as a table (DATA: items, by default the samples)
 	$(PYTHON) tools/quantization_table.py "$(BIN)" $(MODEL) --data $(or $(DATA),calibration/items.jsonl) --calibration calibration
+
+bench-rows: fetch ## decoder passes by number of rows beside onnxruntime: DECODERS="fp32.onnx int8.onnx" (Python)
+	$(PYTHON) benches/peers/rows.py $(DECODERS)
 
 clean: ## build outputs
 	$(CARGO) clean
