@@ -10,8 +10,9 @@
 //! TensorRT-RTX refuses it), random ones, and what our own type rules do not know.
 
 use crate::error::{Error, Result};
-use crate::onnx::OnnxModel;
 use crate::onnx::passes::{BLOCKS_OPSET, check_operators, has_blocks};
+use crate::onnx::proto::NodeProto;
+use crate::onnx::{DataType, OnnxModel};
 
 /// Opsets that the parser takes.
 const OPSETS: std::ops::RangeInclusive<i64> = 9..=20;
@@ -164,16 +165,98 @@ pub(super) fn check(graph: &OnnxModel) -> Result<()> {
             format!("opset {opset}, TensorRT 10.3 parses {first} to {last}"),
         ));
     }
-    check_operators(graph, &OPERATORS, &SEVERAL_OUTPUTS)
+    check_operators(graph, &OPERATORS, &SEVERAL_OUTPUTS)?;
+    check_zero_points(graph)
+}
+
+/// Refuses Q/DQ that are not symmetric: TensorRT's integers have no zero points.
+fn check_zero_points(graph: &OnnxModel) -> Result<()> {
+    let constants = graph.graph().constants();
+    let is_symmetric = |node: &&NodeProto| match node.input.get(2).filter(|name| !name.is_empty()) {
+        // Without one, QuantizeLinear makes unsigned integers.
+        None => node.op_type == "DequantizeLinear",
+        Some(name) => constants.get(name.as_str()).is_some_and(|zero| {
+            let signed = matches!(zero.dtype(), Ok(DataType::I8 | DataType::I4));
+            let stored = zero.raw_data.as_ref();
+            signed && stored.is_some_and(|raw| raw.iter().all(|&byte| byte == 0))
+        }),
+    };
+    let nodes = graph.graph().node.iter();
+    let of_integers = nodes
+        .filter(|node| ["QuantizeLinear", "DequantizeLinear"].contains(&node.op_type.as_str()));
+    let asymmetric: Vec<&str> = of_integers
+        .filter(|node| !is_symmetric(node))
+        .map(NodeProto::label)
+        .collect();
+    if asymmetric.is_empty() {
+        return Ok(());
+    }
+    const NAMED: usize = 20;
+    let named = &asymmetric[..asymmetric.len().min(NAMED)];
+    Err(Error::Unsupported {
+        node: named.join("`, `"),
+        op: "QuantizeLinear, DequantizeLinear".to_owned(),
+        reason: format!(
+            "{} nodes have zero points that are not int8 zeros, which TensorRT does not take; build from FP32 or FP16 files",
+            asymmetric.len()
+        ),
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
+    use crate::onnx::proto::{GraphProto, ModelProto, TensorProto, ValueInfoProto};
 
     #[test]
     fn operators_are_sorted_and_none_is_listed_twice() {
         assert!(OPERATORS.is_sorted_by(|a, b| a < b), "{OPERATORS:?}");
         assert!(SEVERAL_OUTPUTS.iter().all(|op| OPERATORS.contains(op)));
+    }
+
+    #[test]
+    fn zero_points_other_than_int8_zeros_are_refused_by_name() {
+        let node = |op: &str, zero: &str, output: &str| {
+            let inputs: &[&str] = if zero.is_empty() {
+                &["x", "s"]
+            } else {
+                &["x", "s", zero]
+            };
+            NodeProto::new(op, inputs, &[output])
+        };
+        let nodes = vec![
+            node("QuantizeLinear", "zero", "a"),
+            node("DequantizeLinear", "", "b"),
+            node("QuantizeLinear", "", "without"),
+            node("QuantizeLinear", "unsigned", "c"),
+            node("DequantizeLinear", "shifted", "d"),
+            node("DequantizeLinear", "computed", "e"),
+        ];
+        let output = ValueInfoProto {
+            name: "a".to_owned(),
+            ..ValueInfoProto::default()
+        };
+        let proto = ModelProto {
+            graph: Some(GraphProto {
+                node: nodes,
+                initializer: vec![
+                    TensorProto::from_raw("zero", DataType::I8, &[], vec![0u8]),
+                    TensorProto::from_raw("unsigned", DataType::U8, &[], vec![0u8]),
+                    TensorProto::from_raw("shifted", DataType::I8, &[], vec![3u8]),
+                ],
+                output: vec![output],
+                ..GraphProto::default()
+            }),
+            ..ModelProto::default()
+        };
+        let bytes = proto.encode_to_vec().into();
+        let model = OnnxModel::parse(std::path::Path::new("t.onnx"), bytes).expect("parse");
+        let error = check_zero_points(&model).expect_err("refused").to_string();
+        for name in ["without", "c/", "d/", "e/", "4 nodes"] {
+            assert!(error.contains(name), "{name}: {error}");
+        }
+        assert!(!error.contains("a/") && !error.contains("b/"), "{error}");
     }
 }
