@@ -148,13 +148,6 @@ fn onnx_target_of_the_demo_model_in_fp16_is_a_verified_bundle_that_answers() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("DAMAGED"));
 }
 
-/// Targets of a bundle with what its engines are.
-fn engines(bundle: &Bundle) -> Vec<String> {
-    let sets = bundle.manifest().engines.iter();
-    sets.map(|set| format!("{} {}", set.target, set.engine))
-        .collect()
-}
-
 #[test]
 fn portable_bundle_needs_no_tensorrt_and_holds_graphs_and_profiles_for_its_builder() {
     let dir = tempfile::tempdir().expect("dir");
@@ -239,6 +232,13 @@ fn portable_bundle_on_a_machine_of_another_kind_is_refused_with_both_sides() {
 #[cfg(feature = "tensorrt")]
 mod tensorrt {
     use super::*;
+
+    /// Targets of a bundle with what its engines are.
+    fn engines(bundle: &Bundle) -> Vec<String> {
+        let sets = bundle.manifest().engines.iter();
+        sets.map(|set| format!("{} {}", set.target, set.engine))
+            .collect()
+    }
 
     #[test]
     fn target_that_this_tensorrt_does_not_build_for_becomes_a_portable_bundle() {

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use assert_cmd::cargo::CommandCargoExt;
 use trtvlm::bundle::Bundle;
 
-use super::support::{demo, demo_scales, root, tiny};
+use super::support::{demo, demo_scales, tiny};
 
 fn trtvlm(args: &[&str]) -> Output {
     let mut command = Command::cargo_bin("trtvlm").expect("binary");
@@ -189,6 +189,7 @@ fn scales_and_options_that_do_not_fit_are_refused_and_leave_nothing() {
 
 #[cfg(feature = "tensorrt")]
 mod plans {
+    use super::super::support::root;
     use super::*;
 
     #[test]
