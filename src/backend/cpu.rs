@@ -12,6 +12,7 @@ use crate::model::{FamilySpec, Model, ModelConfig};
 use crate::onnx::OnnxModel;
 use crate::onnx::passes::{
     LOGIT_ROWS, group_queries, pack_blocks, pad_integer_convs, place_rows, select_logit_rows,
+    sort_nodes,
 };
 use crate::preprocess::PixelValues;
 
@@ -77,6 +78,7 @@ impl CpuBackend {
         );
         pack_blocks(&mut decoder)?;
         // The engine packs keys anew for every head that shares them, and copies what is repeated.
+        sort_nodes(&mut decoder)?;
         group_queries(&mut decoder, config.n_heads, config.n_kv_heads)?;
         let decoder = Session::load(&decoder)?;
         Self::new(model, vision, decoder)
