@@ -14,7 +14,7 @@ use trtvlm::decode::{
 };
 use trtvlm::model::Model;
 use trtvlm::onnx::OnnxModel;
-use trtvlm::onnx::proto::NodeProto;
+use trtvlm::onnx::proto::{NodeProto, ValueInfoProto};
 use trtvlm::pipeline::{Ask, Pipeline};
 use trtvlm::preprocess::{Fit, Frame, Processor, Tiles};
 
@@ -314,6 +314,11 @@ fn model_that_quantizes_all_rows_together_is_not_drafted() {
         ..NodeProto::default()
     };
     graph.graph_mut().node.insert(0, node);
+    // Else nobody needs it, and it goes.
+    graph.graph_mut().output.push(ValueInfoProto {
+        name: "scale".to_owned(),
+        ..ValueInfoProto::default()
+    });
     graph.save(&decoder).expect("save");
 
     let cache = tempfile::tempdir().expect("dir");
