@@ -536,4 +536,40 @@ mod tests {
             assert_close(&expected, &decode(&pieces, model.graph()), &name);
         }
     }
+
+    /// One tile of the second tower is padding, which it drops.
+    #[test]
+    fn vision_towers_in_pieces_are_the_towers() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny");
+        for (folder, shape) in [
+            ("fastvlm-tiny-plain", [1, 3, 256, 256].as_slice()),
+            ("smolvlm-tiny-plain", &[1, 3, 3, 128, 128]),
+        ] {
+            let path = root.join(folder).join("onnx/vision_encoder.onnx");
+            let model = OnnxModel::load(&path).expect("tower");
+            let parts = split_at(&model, 0, 0).expect("split").expect("parts");
+            assert!(parts.len() > 5, "{folder}: {} parts", parts.len());
+            let features = |session: &Session| {
+                let n = shape.iter().product();
+                let mut pixels = numbers(3, n);
+                let mut given: Vec<(NodeId, ValueOrView<'_>)> = Vec::new();
+                if session.has_input("pixel_attention_mask") {
+                    let mask: Vec<i32> = (0..n / 3).map(|i| i32::from(i < 2 * n / 9)).collect();
+                    pixels[2 * n / 3..].fill(0.0);
+                    let mask = Tensor::from_data(&[1, 3, 128, 128], mask);
+                    let id = session.input("pixel_attention_mask").expect("mask");
+                    given.push((id, mask.into()));
+                }
+                let id = session.input("pixel_values").expect("pixels");
+                given.push((id, Tensor::from_data(shape, pixels).into()));
+                let wanted = [session.output("image_features").expect("features")];
+                let value = session.run(given, &wanted).expect("run").remove(0);
+                let t = value.into_tensor::<f32>().expect("floats");
+                vec![(t.shape().to_vec(), t.to_vec())]
+            };
+            let pieces = Session::of_parts(&model, parts).expect("pieces");
+            let whole = Session::new(&model, true).expect("whole");
+            assert_close(&features(&whole), &features(&pieces), folder);
+        }
+    }
 }
