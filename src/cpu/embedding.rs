@@ -7,6 +7,7 @@ use rten_tensor::prelude::*;
 
 use super::session::Session;
 use crate::error::{Error, Result};
+use crate::onnx::proto::NodeProto;
 use crate::onnx::{DataType, OnnxModel};
 
 /// A map from token ids to rows of the decoder's input.
@@ -20,8 +21,18 @@ pub struct Embedding {
 }
 
 enum Kind {
-    Table { rows: Bytes, dtype: DataType },
+    Table(Table),
     Graph(Box<Session>),
+}
+
+/// A table as it is stored.
+struct Table {
+    name: String,
+    dims: Vec<i64>,
+    rows: Bytes,
+    dtype: DataType,
+    /// Factor of each row of integers, none for floats.
+    scales: Vec<f32>,
 }
 
 impl Embedding {
@@ -32,15 +43,16 @@ impl Embedding {
     /// refuses the graph.
     pub fn load(model: &OnnxModel, vocab: usize, d_model: usize) -> Result<Self> {
         let kind = match table(model) {
-            Some((name, dims, rows, dtype)) => {
+            Some(table) => {
+                let dims = &table.dims;
                 if dims.len() != 2 || dims[1] != d_model as i64 || dims[0] < vocab as i64 {
                     return Err(Error::Shape {
-                        name,
+                        name: table.name,
                         expected: format!("[{vocab}, {d_model}] in {}", model.path().display()),
                         actual: format!("{dims:?}"),
                     });
                 }
-                Kind::Table { rows, dtype }
+                Kind::Table(table)
             }
             None => Kind::Graph(Box::new(Session::load(model)?)),
         };
@@ -53,37 +65,11 @@ impl Embedding {
     /// [`Error::Shape`] if an id lies beyond the table, [`Error::Cpu`] from the engine.
     pub fn rows(&self, ids: &[u32], out: &mut Vec<f32>) -> Result<()> {
         match &self.kind {
-            Kind::Table { rows, dtype } => {
-                for &id in ids {
-                    self.table_row(rows, *dtype, id, out)?;
-                }
-                Ok(())
-            }
+            Kind::Table(table) => ids
+                .iter()
+                .try_for_each(|&id| table.row(id, self.d_model, out)),
             Kind::Graph(session) => self.graph_rows(session, ids, out),
         }
-    }
-
-    fn table_row(&self, rows: &Bytes, dtype: DataType, id: u32, out: &mut Vec<f32>) -> Result<()> {
-        let width = self.d_model * (dtype.bits() / 8) as usize;
-        let start = (id as usize).saturating_mul(width);
-        let row = rows
-            .get(start..start.saturating_add(width))
-            .ok_or_else(|| Error::Shape {
-                name: "embed_tokens".to_owned(),
-                expected: format!("a token id below {}", rows.len() / width),
-                actual: id.to_string(),
-            })?;
-        match dtype {
-            DataType::F16 => out.extend(
-                row.chunks_exact(2)
-                    .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()),
-            ),
-            _ => out.extend(
-                row.chunks_exact(4)
-                    .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-            ),
-        }
-        Ok(())
     }
 
     fn graph_rows(&self, session: &Session, ids: &[u32], out: &mut Vec<f32>) -> Result<()> {
@@ -107,37 +93,100 @@ impl Embedding {
     }
 }
 
-/// The table of a graph that is one `Gather(table, input_ids)`, with casts and renames allowed.
-fn table(model: &OnnxModel) -> Option<(String, Vec<i64>, Bytes, DataType)> {
+impl Table {
+    /// Appends one row of `d_model` elements.
+    fn row(&self, id: u32, d_model: usize, out: &mut Vec<f32>) -> Result<()> {
+        let width = d_model * (self.dtype.bits() / 8) as usize;
+        let id = id as usize;
+        let start = id.saturating_mul(width);
+        let row = self
+            .rows
+            .get(start..start.saturating_add(width))
+            .ok_or_else(|| Error::Shape {
+                name: "embed_tokens".to_owned(),
+                expected: format!("a token id below {}", self.rows.len() / width),
+                actual: id.to_string(),
+            })?;
+        match (self.dtype, self.scales.get(id)) {
+            (DataType::I8, Some(&scale)) => {
+                out.extend(row.iter().map(|&b| f32::from(b.cast_signed()) * scale));
+            }
+            (DataType::F16, _) => out.extend(
+                row.chunks_exact(2)
+                    .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()),
+            ),
+            _ => out.extend(
+                row.chunks_exact(4)
+                    .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+            ),
+        }
+        Ok(())
+    }
+}
+
+/// The table of a graph that is one `Gather(table, input_ids)`, with casts and renames allowed; a
+/// table of int8 has `DequantizeLinear` with a scale for each row behind it, and zero points of 0.
+fn table(model: &OnnxModel) -> Option<Table> {
+    const PLAIN: [&str; 4] = ["Gather", "Cast", "Identity", "DequantizeLinear"];
     let graph = model.graph();
-    let is_plain = |op: &str| matches!(op, "Gather" | "Cast" | "Identity");
-    if graph.node.iter().any(|node| !is_plain(&node.op_type)) {
+    let nodes = &graph.node;
+    if !nodes
+        .iter()
+        .all(|node| PLAIN.contains(&node.op_type.as_str()))
+    {
         return None;
     }
-    let mut gathers = graph.node.iter().filter(|node| node.op_type == "Gather");
+    let mut gathers = nodes.iter().filter(|node| node.op_type == "Gather");
     let gather = gathers.next()?;
     if gathers.next().is_some() || gather.attr("axis").and_then(|a| a.i).unwrap_or(0) != 0 {
         return None;
     }
     let mut name = gather.input.first()?;
-    // Weights that are stored in half the bytes have a cast behind them.
-    while let Some(node) = graph
-        .node
-        .iter()
-        .find(|node| node.output.first() == Some(name))
-    {
-        if node.op_type == "Gather" {
-            return None;
+    let mut dequantize = None;
+    // Weights that are stored in fewer bytes have a cast or a scale behind them.
+    while let Some(node) = nodes.iter().find(|node| node.output.first() == Some(name)) {
+        match node.op_type.as_str() {
+            "Gather" => return None,
+            "DequantizeLinear" if dequantize.replace(node).is_some() => return None,
+            _ => name = node.input.first()?,
         }
-        name = node.input.first()?;
+    }
+    let n_dequantize = nodes.iter().filter(|n| n.op_type == "DequantizeLinear");
+    if n_dequantize.count() != usize::from(dequantize.is_some()) {
+        return None;
     }
     let table = graph.initializer(name)?;
     let dtype = table.dtype().ok()?;
-    if !matches!(dtype, DataType::F32 | DataType::F16) {
+    let scales = match (dtype, dequantize) {
+        (DataType::F32 | DataType::F16, None) => Vec::new(),
+        (DataType::I8, Some(node)) => row_scales(model, node, table.dims.first().copied()?)?,
+        _ => return None,
+    };
+    Some(Table {
+        name: table.name.clone(),
+        dims: table.dims.clone(),
+        rows: table.raw_data.clone()?,
+        dtype,
+        scales,
+    })
+}
+
+/// The scales of a `DequantizeLinear` that has one for each of `n_rows` rows.
+fn row_scales(model: &OnnxModel, node: &NodeProto, n_rows: i64) -> Option<Vec<f32>> {
+    let graph = model.graph();
+    let attr = |name: &str, default| node.attr(name).and_then(|a| a.i).unwrap_or(default);
+    if attr("axis", 1) != 0 || attr("block_size", 0) != 0 {
         return None;
     }
-    let rows = table.raw_data.clone()?;
-    Some((table.name.clone(), table.dims.clone(), rows, dtype))
+    if let Some(zero) = node.input.get(2).filter(|name| !name.is_empty()) {
+        let zeros = graph.initializer(zero)?.raw_data.as_ref()?;
+        if zeros.iter().any(|&zero| zero != 0) {
+            return None;
+        }
+    }
+    let scales = graph.initializer(node.input.get(1)?)?;
+    let scales = scales.to_f32(model.path()).ok()?;
+    (i64::try_from(scales.len()) == Ok(n_rows)).then_some(scales)
 }
 
 #[cfg(test)]
@@ -147,7 +196,7 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
+    use crate::onnx::proto::{GraphProto, ModelProto, TensorProto, ValueInfoProto};
 
     fn model(table: TensorProto) -> OnnxModel {
         let proto = ModelProto {
@@ -200,16 +249,52 @@ mod tests {
             1
         );
         let embedding = Embedding::load(&graph, 64, 64).expect("load");
-        assert!(matches!(
-            embedding.kind,
-            Kind::Table {
-                dtype: DataType::F16,
-                ..
-            }
-        ));
+        let Kind::Table(table) = &embedding.kind else {
+            panic!("run by the engine");
+        };
+        assert_eq!(table.dtype, DataType::F16);
         let mut out = Vec::new();
         embedding.rows(&[63], &mut out).expect("rows");
         assert_eq!(out, [0.5; 64]);
+    }
+
+    #[test]
+    fn int8_table_is_read_where_it_lies_and_other_forms_are_left_to_the_engine() {
+        let load = |axis: i64, zero: u8| {
+            let mut graph = model(TensorProto::from_raw(
+                "codes",
+                DataType::I8,
+                &[2, 2],
+                vec![127, 0x80, 1, 0xff],
+            ));
+            let proto = graph.graph_mut();
+            proto.initializer.extend([
+                TensorProto::from_f32("scales", &[2], &[0.5, 2.0]),
+                TensorProto::from_raw("zeros", DataType::I8, &[2], vec![0, zero]),
+            ]);
+            let dequantize = NodeProto::new(
+                "DequantizeLinear",
+                &["codes", "scales", "zeros"],
+                &["table"],
+            );
+            proto.node.insert(0, dequantize.with_int("axis", axis));
+            proto
+                .input
+                .push(ValueInfoProto::from(&crate::onnx::ValueType {
+                    name: "input_ids".to_owned(),
+                    dtype: Some(DataType::I64),
+                    dims: None,
+                }));
+            graph
+        };
+        assert!(table(&load(1, 0)).is_none());
+        assert!(table(&load(0, 3)).is_none());
+        let embedding = Embedding::load(&load(0, 0), 2, 2).expect("load");
+        assert!(matches!(&embedding.kind, Kind::Table(table) if table.scales == [0.5, 2.0]));
+        let mut out = Vec::new();
+        embedding.rows(&[1, 0], &mut out).expect("rows");
+        assert_eq!(out, [2.0, -2.0, 63.5, -64.0]);
+        assert!(embedding.rows(&[2], &mut out).is_err());
     }
 
     #[test]
