@@ -12,8 +12,13 @@ use crate::eval::{EvalOptions, Progress, Share, evaluate};
 use crate::items::{Item, spread};
 use crate::pipeline::{Ask, Pipeline};
 
-/// How the engine path of a measurement is called where the CPU engine simulates integers.
-const SIMULATED: &str = "quantized and dequantized in FP32";
+/// How the CPU engine computes the integers of a measurement.
+fn engine() -> String {
+    let instructions = crate::cpu::instructions();
+    format!(
+        "CPU: large products of integers ({instructions}), the rest quantized and dequantized in FP32"
+    )
+}
 
 /// What to prove.
 #[derive(Debug, Clone, Copy)]
@@ -152,7 +157,7 @@ pub fn prove(
     Ok(Proof {
         gate: GateReport {
             max_drop: options.max_drop,
-            engine: SIMULATED.to_owned(),
+            engine: engine(),
             before,
             after,
             kept,
