@@ -173,8 +173,32 @@ fn suffix(name: &OsStr, out: &Path, tag: &str) -> Option<String> {
     String::from_utf8(rest.to_vec()).ok()
 }
 
+/// Holds the lock of a directory.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Lock {
+    /// Takes the lock; `None` on file systems without locks, an error if somebody holds it.
+    fn take(directory: &Path) -> Result<Option<Self>, TryLockError> {
+        let file = File::open(directory).map_err(TryLockError::Error)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self(file))),
+            Err(TryLockError::Error(_)) => Ok(None),
+            Err(held) => Err(held),
+        }
+    }
+}
+
+impl Drop for Lock {
+    /// Closing alone would leave the lock to a process that another thread is starting, until it
+    /// has become its program.
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
+
 /// Makes and locks a temporary directory beside `out`; it is removed when dropped.
-pub(super) fn make_temp(out: &Path) -> Result<(tempfile::TempDir, Option<File>)> {
+pub(super) fn make_temp(out: &Path) -> Result<(tempfile::TempDir, Option<Lock>)> {
     use std::os::unix::fs::PermissionsExt;
     let parent = parent(out);
     let mut prefix = prefix(out, TEMP)?;
@@ -186,9 +210,7 @@ pub(super) fn make_temp(out: &Path) -> Result<(tempfile::TempDir, Option<File>)>
         .map_err(Error::io(out))?;
     // The lock dies with the process, and its number may be given to another one. A file system
     // without locks leaves us with the number.
-    let lock = File::open(temp.path())
-        .ok()
-        .filter(|file| file.try_lock().is_ok());
+    let lock = Lock::take(temp.path()).ok().flatten();
     Ok((temp, lock))
 }
 
@@ -238,8 +260,7 @@ fn is_dead(suffix: &str, path: &Path) -> bool {
     };
     let ours = pid.as_raw_nonzero().get() as u32 == std::process::id();
     let runs = !matches!(test_kill_process(pid), Err(rustix::io::Errno::SRCH));
-    let locked =
-        File::open(path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+    let locked = matches!(Lock::take(path), Err(TryLockError::WouldBlock));
     // In a container a killed build may have had the number that we have.
     !locked && (ours || !runs)
 }

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::layout::{MANIFEST, MANIFEST_DIGEST, check_name, list};
 use super::manifest::{Manifest, SCHEMA_VERSION};
 use super::reader::Bundle;
-use super::swap::{check_replaceable, clean_up, install, make_temp, parent};
+use super::swap::{Lock, check_replaceable, clean_up, install, make_temp, parent};
 use crate::digest::{sha256_all, sha256_bytes};
 use crate::error::{Error, Result};
 use crate::limits;
@@ -27,7 +27,7 @@ pub struct BundleWriter {
     out: PathBuf,
     force: bool,
     temp: TempDir,
-    _lock: Option<File>,
+    _lock: Option<Lock>,
     /// Declared after `temp`, so that it is dropped after it.
     made: MadeFolders,
 }
