@@ -3,13 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use clap::ValueEnum;
 use indicatif::ProgressBar;
 
 use super::main::say;
-use super::progress::style;
+use super::progress::{spinner, style};
 use crate::calibrate::{
     CalibrateOptions, CalibrateOutcome, DEFAULT_SAMPLES, Progress, calibrate, sample_set,
 };
@@ -157,10 +156,7 @@ struct Bar {
 
 impl Bar {
     fn new() -> Self {
-        let bar = ProgressBar::new(0);
-        bar.set_style(style("{spinner} {msg} [{elapsed}]"));
-        bar.set_message("reading the model");
-        bar.enable_steady_tick(Duration::from_millis(100));
+        let bar = spinner("reading the model");
         Self { bar, begun: false }
     }
 

@@ -1,12 +1,10 @@
 //! `build`'s proof that integers do no harm: its options and its bar.
 
-use std::time::Duration;
-
 use indicatif::ProgressBar;
 
 use super::interrupt;
 use super::main::say;
-use super::progress::style;
+use super::progress::{spinner, style};
 use crate::accuracy::{GateOptions, GateStep, Subject, default_items, prove};
 use crate::build::Quantization;
 use crate::bundle::Precision;
@@ -110,10 +108,7 @@ struct Bar {
 
 impl Bar {
     fn new() -> Self {
-        let bar = ProgressBar::new(0);
-        bar.set_style(style("{spinner} {msg} [{elapsed}]"));
-        bar.set_message("reading the model");
-        bar.enable_steady_tick(Duration::from_millis(100));
+        let bar = spinner("reading the model");
         Self {
             bar,
             label: String::new(),
