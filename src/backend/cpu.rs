@@ -11,8 +11,7 @@ use crate::error::{Error, Result};
 use crate::model::{FamilySpec, Model, ModelConfig};
 use crate::onnx::OnnxModel;
 use crate::onnx::passes::{
-    LOGIT_ROWS, group_queries, pack_blocks, pad_integer_convs, place_rows, select_logit_rows,
-    sort_nodes,
+    LOGIT_ROWS, group_queries, pack_blocks, place_rows, select_logit_rows, sort_nodes,
 };
 use crate::preprocess::PixelValues;
 
@@ -60,9 +59,8 @@ impl CpuBackend {
     pub fn load(model: &Model) -> Result<Self> {
         let config = &model.config;
 
-        let mut vision = OnnxModel::load(&model.files.vision)?;
+        let vision = OnnxModel::load(&model.files.vision)?;
         contract::check_vision(&vision, config)?;
-        pad_integer_convs(&mut vision)?;
         let vision = Session::load(&vision)?;
 
         let mut decoder = OnnxModel::load(&model.files.decoder)?;

@@ -2,6 +2,7 @@
 //! `tests/house.rs`).
 #![allow(unsafe_code)]
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use super::session;
 use crate::error::Result;
 use crate::host::{Memory, resident_bytes};
 use crate::huge_pages::{self, Hold};
+use crate::onnx::passes::pad_integer_convs;
 use crate::onnx::{DataType, OnnxModel};
 
 /// Tensors of fewer bytes travel inside the graph.
@@ -40,6 +42,8 @@ impl Loaded {
 /// mapped files or in the tensor, or from a copy of one that is not aligned there (weights inside
 /// an ONNX file rarely are). Nothing is written to disk.
 ///
+/// Integer convolutions are padded by a node of their own ([`pad_integer_convs`]).
+///
 /// With `optimize` the engine fuses and folds nodes; without, every value of the graph is computed
 /// as the graph says.
 ///
@@ -49,6 +53,7 @@ impl Loaded {
 /// those that it refuses.
 pub(super) fn load(model: &OnnxModel, optimize: bool) -> Result<Loaded> {
     super::sizes::check(model)?;
+    let model = &*mend(model)?;
     let name = model.path().display().to_string();
     let _hold = hold(model);
     let mut options = ModelOptions::with_all_ops();
@@ -98,6 +103,17 @@ pub(super) fn load(model: &OnnxModel, optimize: bool) -> Result<Loaded> {
         model,
         _weights: weights,
     })
+}
+
+/// The graph without what the engine computes wrongly.
+fn mend(model: &OnnxModel) -> Result<Cow<'_, OnnxModel>> {
+    let mut nodes = model.graph().node.iter();
+    if !nodes.any(|node| node.op_type == "ConvInteger") {
+        return Ok(Cow::Borrowed(model));
+    }
+    let mut mended = model.clone();
+    pad_integer_convs(&mut mended)?;
+    Ok(Cow::Owned(mended))
 }
 
 /// Refuses memory beyond what the machine has left now, while weights are copied: they are most of
