@@ -292,9 +292,22 @@ mod tests {
         assert_eq!(held(), 0);
     }
 
+    /// In a process of its own: tests beside this one hold, and would be bound.
     #[test]
     fn bound_without_a_hold_refuses_nothing() {
-        let _one = COUNTING.lock().expect("lock");
+        const ALONE: &str = "TRTVLM_TEST_ALONE";
+        if std::env::var_os(ALONE).is_none() {
+            let name = "huge_pages::tests::bound_without_a_hold_refuses_nothing";
+            let alone = std::process::Command::new(std::env::current_exe().expect("exe"))
+                .args([name, "--exact"])
+                .env(ALONE, "1")
+                .output()
+                .expect("run");
+            let text = String::from_utf8_lossy(&alone.stdout);
+            assert!(alone.status.success(), "{text}");
+            assert!(text.contains("1 passed"), "{text}");
+            return;
+        }
         let layout = Layout::from_size_align(LARGE, 64).expect("layout");
         bound(0);
         // SAFETY: as above.
