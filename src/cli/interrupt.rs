@@ -1,16 +1,22 @@
 //! Ctrl-C: the first asks for an orderly end, the second ends at once; so does the first where
 //! there is nothing to be brought to an end.
 
+use std::process::exit;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 /// Exit status of an interrupted command, as shells have it.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// Whether the first Ctrl-C ends the process.
-static AT_ONCE: AtomicBool = AtomicBool::new(false);
+/// Whether the first Ctrl-C ends the process. Held while it does, so that whoever is about to begin
+/// what must be ended in order waits instead of being cut off in it.
+static AT_ONCE: Mutex<bool> = Mutex::new(false);
+
+fn at_once() -> MutexGuard<'static, bool> {
+    AT_ONCE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Installs the handler; the flag becomes true at the first Ctrl-C (or SIGTERM).
 ///
@@ -18,18 +24,24 @@ static AT_ONCE: AtomicBool = AtomicBool::new(false);
 /// If a handler is installed already.
 pub fn install() -> anyhow::Result<&'static AtomicBool> {
     ctrlc::set_handler(|| {
+        let at_once = at_once();
         let again = INTERRUPTED.swap(true, Ordering::SeqCst);
-        if again || AT_ONCE.load(Ordering::SeqCst) {
-            std::process::exit(i32::from(EXIT_INTERRUPTED));
+        if again || *at_once {
+            exit(i32::from(EXIT_INTERRUPTED));
         }
     })?;
     Ok(&INTERRUPTED)
 }
 
 /// Says whether the first Ctrl-C ends the process from now on, because nothing would be lost: a
-/// pass of a large model takes seconds, and cannot be left in any other way.
+/// pass of a large model takes seconds, and cannot be left in any other way. A Ctrl-C that came
+/// shortly before ends it here.
 pub fn end_at_once(yes: bool) {
-    AT_ONCE.store(yes, Ordering::SeqCst);
+    let mut at_once = at_once();
+    *at_once = yes;
+    if yes && interrupted() {
+        exit(i32::from(EXIT_INTERRUPTED));
+    }
 }
 
 /// The flag that [`install`] gives out, for work that keeps it.

@@ -51,16 +51,14 @@ impl Args {
         Text::check_question(&question)?;
         self.knobs.check()?;
         let mut pipeline = self.knobs.open(&self.model, cancel)?;
-        interrupt::end_at_once(true);
         let ask = Ask {
             cancel: Some(cancel),
             ..self.knobs.ask()
         };
         for image in &self.image {
-            let frame = Frame::load(image)?;
-            let answered = self.answer(&mut pipeline, &frame, &question, &ask);
             interrupt::end_at_once(true);
-            answered?;
+            let frame = Frame::load(image)?;
+            self.answer(&mut pipeline, &frame, &question, &ask)?;
             if interrupt::interrupted() {
                 break;
             }
