@@ -90,8 +90,8 @@ headers-check: sdk fetch ## compile the shim, warnings as errors, with each fold
 coverage: sdk fetch ## line coverage of all tests (cargo install --locked llvm_profparser)
 	tools/coverage.sh
 
-full-size: build ## FastVLM-0.5B and SmolVLM-256M with random weights: build times and peak memory (Python, 8 GB)
-	tools/full_size.sh "$(BIN)"
+full-size: build ## FastVLM-0.5B and SmolVLM-256M with random weights: build times and peak memory (Python, 8 GB, an hour)
+	$(PYTHON) tools/full_size.py "$(BIN)"
 
 bench: build ## side by side with onnxruntime on the demo model (Python)
 	$(PYTHON) benches/peers/compare.py --trtvlm "$(BIN)" $(MODEL) --image $(IMAGE) --prompt "describe the scene"

@@ -135,6 +135,8 @@ class Graph:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
+        # By default (4) it quantizes the float activations of products with stored integers, too.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         self.session = onnxruntime.InferenceSession(os.path.join(folder, "onnx", name + suffix + ".onnx"), options, providers=["CPUExecutionProvider"])
         self.inputs = {i.name: (TYPES[i.type], i.shape) for i in self.session.get_inputs()}
         self.outputs = [o.name for o in self.session.get_outputs()]

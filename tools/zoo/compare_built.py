@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Ask ONNX Runtime and trtvlm the same question of a model folder and of what `build --target onnx` made of it.
+"""Ask ONNX Runtime and trtvlm the same questions of a model folder and of what `build --target onnx` made of it.
 
     cargo build
-    python tools/zoo/compare_built.py --trtvlm target/debug/trtvlm tests/data/tiny/* [--precision fp32,fp16]
+    python tools/zoo/compare_built.py --trtvlm target/debug/trtvlm tests/data/tiny/* [--precision fp32,fp16,int8,int8-weights,int4-weights] [--items 1]
 
-For every variant of each folder a bundle is built in each precision. Three answers of up to 32 tokens are
-compared with the answer that ONNX Runtime gives on the folder's own files: ONNX Runtime on the built graphs, and
-`trtvlm run` on them. One line a build: both numbers of equal leading ids, and the smallest margin (best logit minus
-second best, relative to the largest) before the first difference. Exits with 1 if graphs of unchanged precision (FP32 of FP32 files, FP16 of FP16
-files, FP32 of packed files) answer differently where the margin is above 1e-3.
+For every variant of each folder a bundle is built in each precision. Answers of up to 32 tokens to the questions of --data are
+compared with those that ONNX Runtime gives on the folder's own files: ONNX Runtime on the built graphs, and
+`trtvlm run` on them; for graphs of integers also these two with each other. One line a build: how many answers are equal, and of the first that is not
+the number of equal leading ids and the margin there (best logit minus second best, relative to the largest). Exits with 1 if graphs of
+unchanged precision (FP32 of FP32 files, FP16 of FP16 files, FP32 of packed files) answer differently where the margin is above 1e-3, or
+if the two runtimes part in that way on the same graphs of stored integers (int8-weights, int4-weights).
 
-Random weights have near ties, and FP16 of FP32 files rounds: those lines are for reading.
+Random weights have near ties, and FP16 and integers of FP32 files round: those lines are for reading. So are the two runtimes' int8 answers: ONNX
+Runtime rounds the biases of convolutions to integers, too.
 """
 import argparse
 import json
@@ -21,6 +23,7 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "benches/peers"))
 import ort_vlm  # noqa: E402
+import quantize  # noqa: E402
 
 TOKENS = 32
 PARTS = ort_vlm.PARTS
@@ -45,52 +48,77 @@ class Watched(ort_vlm.Graph):
         return out
 
 
-def ask_ort(folder, variant, image, question):
-    vlm = ort_vlm.Vlm(str(folder), variant, 2)
-    vlm.decoder.__class__ = Watched
-    vlm.decoder.margins = []
-    ids = vlm.ask(image, question, TOKENS, 1)["token_ids"]
-    return ids, vlm.decoder.margins
+class Ort:
+    """A folder's graphs in ONNX Runtime: ids and margins of each answer."""
+
+    def __init__(self, folder, variant):
+        self.vlm = ort_vlm.Vlm(str(folder), variant, 2)
+        self.vlm.decoder.__class__ = Watched
+
+    def ask(self, items):
+        answers = []
+        for image, question in items:
+            self.vlm.decoder.margins = []
+            ids = self.vlm.ask(image, question, TOKENS, 1)["token_ids"]
+            answers.append((ids, self.vlm.decoder.margins))
+        return answers
 
 
-def ask_trtvlm(binary, folder, image, question):
-    command = [binary, "run", str(folder), "--image", image, "--prompt", question, "--json", "--tiles", "1",
-               "--max-tokens", str(TOKENS)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["token_ids"]
+def ask_trtvlm(binary, folder, items):
+    answers = []
+    for image, question in items:
+        command = [binary, "run", str(folder), "--image", image, "--prompt", question, "--json", "--tiles", "1", "--max-tokens", str(TOKENS)]
+        answers.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["token_ids"])
+    return answers
 
 
-def equal(a, b):
-    n = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-    return n, n == len(a) == len(b)
+def compare(expected, found):
+    """A description, and the largest margin at which an answer leaves what is expected (None: all are equal)."""
+    parted = []
+    for (a, margins), b in zip(expected, found):
+        n = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+        if not n == len(a) == len(b):
+            parted.append((n, len(a), margins[min(n, len(margins) - 1)]))
+    if not parted:
+        return "equal", None
+    n, of, margin = parted[0]
+    return f"{len(expected) - len(parted)} of {len(expected)} equal ({n} of {of} ids, margin there {margin:.1e})", max(p[2] for p in parted)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trtvlm", required=True)
     parser.add_argument("--precision", default="fp32,fp16", help="precisions to build, a list")
-    parser.add_argument("--image", default="calibration/images/0024.png")
-    parser.add_argument("--prompt", default="describe the scene")
+    parser.add_argument("--calibration", default="calibration", help="pictures for int8")
+    parser.add_argument("--data", default="calibration/items.jsonl", help="questions")
+    parser.add_argument("--items", type=int, default=1, help="of them, the first")
     parser.add_argument("folders", nargs="+", type=pathlib.Path)
     args = parser.parse_args()
     failed = 0
+    items = quantize.items(args.data, args.items)
     for folder in args.folders:
         for variant in variants(folder):
-            expected, margins = ask_ort(folder, variant, args.image, args.prompt)
+            expected = Ort(folder, variant).ask(items)
             for precision in args.precision.split(","):
                 with tempfile.TemporaryDirectory() as tmp:
                     out = pathlib.Path(tmp, "built")
+                    options = ["--max-drop", "100", "--sensitivity", "0"] if precision.startswith("int") else []
+                    options += ["--calibration", args.calibration] if precision == "int8" else []
                     subprocess.run([args.trtvlm, "build", str(folder), "--out", str(out), "--target", "onnx", "--variant", variant,
-                                    "--precision", precision], check=True, capture_output=True)
-                    ort, _ = ask_ort(out, precision, args.image, args.prompt)
-                    own = ask_trtvlm(args.trtvlm, out, args.image, args.prompt)
-                lines = []
+                                    "--precision", precision, *options], check=True, capture_output=True)
+                    ort = Ort(out, precision).ask(items)
+                    own = ask_trtvlm(args.trtvlm, out, items)
                 unchanged = precision == "fp32" and variant in ("fp32", "q4") or precision == "fp16" and variant in ("fp16", "q4f16")
-                for ids in (ort, own):
-                    n, same = equal(expected, ids)
-                    tie = not same and margins[min(n, len(margins) - 1)] < 1e-3
-                    lines.append("equal" if same else f"{n} of {len(expected)}, margin there {margins[min(n, len(margins) - 1)]:.1e}")
-                    failed += unchanged and not same and not tie
-                print(f"{folder.name} {variant} -> {precision}: onnxruntime {lines[0]}; trtvlm {lines[1]}", flush=True)
+                line = []
+                for name, ids in (("onnxruntime", [ids for ids, _ in ort]), ("trtvlm", own)):
+                    text, margin = compare(expected, ids)
+                    line.append(f"{name} {text}")
+                    failed += unchanged and margin is not None and margin >= 1e-3
+                if precision.startswith("int"):
+                    text, margin = compare(ort, own)
+                    line.append(f"with each other {text}")
+                    failed += precision != "int8" and margin is not None and margin >= 1e-3
+                print(f"{folder.name} {variant} -> {precision}: {'; '.join(line)}", flush=True)
     sys.exit(1 if failed else 0)
 
 
