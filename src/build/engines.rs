@@ -104,9 +104,9 @@ pub(super) fn graphs(
         opset = opset.max(graph.opset("").unwrap_or(0));
         let bytes = size_with_data(&path)?;
         components.push(component(kind, file.clone(), &graph));
-        // The CPU engine holds weights in FP32, and reads the embedding table where it lies.
+        // The CPU engine reads the embedding table where it lies.
         let weights = match is_cpu {
-            true => graph.weight_elements() * 4,
+            true => crate::cpu::weight_bytes(&graph)?,
             false => graph.weight_bytes(),
         };
         if !is_cpu || kind != ComponentKind::Embed {

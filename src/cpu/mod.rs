@@ -25,6 +25,7 @@ pub use embedding::Embedding;
 pub use linear::instructions;
 pub use observe::{MAX_ALIVE, Observed, Observer};
 pub use session::Session;
+pub use split::weight_bytes;
 pub use stretches::{Stretches, Values};
 
 /// Version of the engine, as in `Cargo.toml`.

@@ -201,7 +201,7 @@ mod tests {
     use prost::Message;
 
     use super::super::Session;
-    use super::super::split::split_at;
+    use super::super::split::{split_at, weight_bytes_at};
     use super::*;
     use crate::onnx::proto::{
         GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
@@ -392,6 +392,17 @@ mod tests {
     }
 
     /// What is not a product as we compute it is left to the engine.
+    #[test]
+    fn weights_of_products_are_held_as_stored_and_others_as_floats() {
+        let model = many_forms();
+        let whole = 4 * model.weight_elements();
+        let held = |weights| weight_bytes_at(&model, 0, weights).expect("bytes");
+        assert_eq!(held(1 << 20), whole);
+        // One matrix in halves, two in bytes.
+        let less = 2 * (D * N) + 3 * (2 * D * N);
+        assert_eq!(held(0), whole - less as u64);
+    }
+
     #[test]
     fn matrices_that_others_read_or_that_are_odd_stay_with_the_engine() {
         let node = NodeProto::new;

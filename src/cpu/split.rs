@@ -63,7 +63,22 @@ pub(super) fn split_at(
 ) -> Result<Option<Vec<Part>>> {
     let mut model = model.clone();
     sort_nodes(&mut model)?;
-    let mut found = find(&model)?;
+    let found = worth(&model, min_elements, min_weights)?;
+    if found.is_empty() {
+        return Ok(None);
+    }
+    let graph = model.graph();
+    let inputs: HashSet<String> = graph.inputs().into_iter().map(|i| i.name).collect();
+    let constant = graph.constant_values().into_iter();
+    let constant: HashSet<String> = constant.map(str::to_owned).collect();
+    let graph = std::mem::take(model.graph_mut());
+    let cut = Cut::new(graph, found, constant, inputs);
+    Ok(Some(cut.parts(&model)))
+}
+
+/// The products that a graph is cut at; none if that is not worth it.
+fn worth(model: &OnnxModel, min_elements: usize, min_weights: usize) -> Result<Vec<Found>> {
+    let mut found = find(model)?;
     found.retain(|f| f.dims[0] * f.dims[1] >= min_elements);
     let n_weights: usize = found.iter().map(|f| f.dims[0] * f.dims[1]).sum();
     let graph = model.graph();
@@ -71,13 +86,36 @@ pub(super) fn split_at(
     let inputs: HashSet<String> = graph.inputs().into_iter().map(|i| i.name).collect();
     let is_odd =
         |o: &ValueInfoProto| constant.contains(o.name.as_str()) || inputs.contains(&o.name);
-    if found.is_empty() || n_weights < min_weights || graph.output.iter().any(is_odd) {
-        return Ok(None);
+    if n_weights < min_weights || graph.output.iter().any(is_odd) {
+        found.clear();
     }
-    let constant: HashSet<String> = constant.into_iter().map(str::to_owned).collect();
-    let graph = std::mem::take(model.graph_mut());
-    let cut = Cut::new(graph, found, constant, inputs);
-    Ok(Some(cut.parts(&model)))
+    Ok(found)
+}
+
+/// Bytes of a graph's weights as the engine holds them: matrices of large products and packed ones
+/// as they are stored, everything else in FP32.
+///
+/// # Errors
+/// Those of reading a scale.
+pub fn weight_bytes(model: &OnnxModel) -> Result<u64> {
+    weight_bytes_at(model, MIN_ELEMENTS, MIN_WEIGHTS)
+}
+
+/// As [`weight_bytes`], when [`split_at`] cuts the graph.
+pub(super) fn weight_bytes_at(
+    model: &OnnxModel,
+    min_elements: usize,
+    min_weights: usize,
+) -> Result<u64> {
+    let taken = worth(model, min_elements, min_weights)?;
+    let taken: HashSet<*const u8> = taken.iter().map(|f| f.raw.as_ptr()).collect();
+    let held = |tensor: &TensorProto| match &tensor.raw_data {
+        Some(raw) if taken.contains(&raw.as_ptr()) => raw.len() as u64,
+        Some(raw) if tensor.dtype().ok() == Some(DataType::U8) => raw.len() as u64,
+        _ => tensor.elements().saturating_mul(4),
+    };
+    let each = model.graph().initializer.iter().map(held);
+    Ok(each.fold(0, u64::saturating_add))
 }
 
 /// A graph without its products, its nodes in pieces.

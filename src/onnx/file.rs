@@ -239,8 +239,8 @@ impl OnnxModel {
 
     /// Elements of all weights.
     pub fn weight_elements(&self) -> u64 {
-        let dims = |t: &TensorProto| t.dims.iter().map(|&d| d.max(0) as u64).product::<u64>();
-        self.graph.initializer.iter().map(dims).sum()
+        let initializers = self.graph.initializer.iter();
+        initializers.map(TensorProto::elements).sum()
     }
 
     /// Where a tensor's bytes are on disk, `None` for tensors that a pass has made.

@@ -81,6 +81,12 @@ impl TensorProto {
         self.raw_data.as_ref().map_or(0, Bytes::len)
     }
 
+    /// Elements that the dimensions say.
+    pub fn elements(&self) -> u64 {
+        let dims = self.dims.iter().map(|&d| d.max(0) as u64);
+        dims.fold(1, u64::saturating_mul)
+    }
+
     /// Elements of an FP32, FP16 or FP64 tensor, widened or narrowed to `f32`.
     pub fn to_f32(&self, path: &Path) -> Result<Vec<f32>> {
         let values = match (self.dtype()?, &self.raw_data) {
