@@ -14,6 +14,7 @@ use crate::bundle::{
     Target, TensorInfo,
 };
 use crate::error::{Error, Result};
+use crate::huge_pages;
 use crate::model::Model;
 use crate::trt;
 
@@ -117,6 +118,7 @@ impl<'a> Plans<'a> {
         spec.timing_cache = self.builder.timing_cache.map(Path::to_path_buf);
         spec.weight_bytes = Some(graph.weight_bytes);
         let mut fraction = trt::Fraction::default();
+        huge_pages::give_back();
         let report = trt::build_in_child(
             &spec,
             self.builder.worker,
