@@ -8,6 +8,8 @@ meta["objects"] = [{cls, color, x, y, box}] in pixels, box = x0, y0, x1, y1.
 
     python scenes.py pool N PATH       pre-render seeds 0..N-1 to PATH.npy and PATH.jsonl
     python scenes.py look N DIR        write N held-out scenes as PNG and print their descriptions
+    python scenes.py items N DIR       write N scenes that neither training nor evaluation has seen (seeds from 2 000 000), each
+                                       with a description and two other questions: DIR/items.jsonl, DIR/images/
 
 The order of the random calls is part of the data: moving one changes every image after it.
 """
@@ -15,6 +17,7 @@ import argparse
 import json
 import math
 import multiprocessing
+import os
 import random
 
 import numpy as np
@@ -34,6 +37,7 @@ NEAR_MARGIN = 10.0   # "near" is not asked when the closest pair is within NEAR 
 BAND = 6.0           # object centres keep this far from the lines of the 3 x 3 grid
 FAMILIES = ["find", "count", "near", "color", "describe"]
 EVAL_SEED0 = 1_000_000
+DRAFT_SEED0 = 2_000_000
 SS = 3               # supersampling of object sprites
 GLASS = (70, 95, 115, 255)
 
@@ -386,15 +390,36 @@ def build_pool(n, path, processes):
     images.flush()
 
 
+def _write_items(job):
+    seed, folder = job
+    image, meta = scene(seed)
+    name = f"images/{seed}.png"
+    Image.fromarray(image).save(f"{folder}/{name}")
+    rng = random.Random(seed)
+    families = ["describe"] + rng.sample(FAMILIES[:4], 4)
+    asked = [(f, qa(meta, f, rng)) for f in families]
+    lines = [dict(image=name, family=f, prompt=a[0], answer=a[1]) for f, a in asked if a is not None]
+    return "".join(json.dumps(line) + "\n" for line in lines[:3])
+
+
+def write_items(n, folder, processes):
+    os.makedirs(f"{folder}/images", exist_ok=True)
+    jobs = [(seed, folder) for seed in range(DRAFT_SEED0, DRAFT_SEED0 + n)]
+    with multiprocessing.Pool(processes) as pool, open(f"{folder}/items.jsonl", "w") as f:
+        f.writelines(pool.imap(_write_items, jobs, chunksize=8))
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("what", choices=["pool", "look"])
+    ap.add_argument("what", choices=["pool", "look", "items"])
     ap.add_argument("n", type=int)
     ap.add_argument("path")
     ap.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     a = ap.parse_args()
     if a.what == "pool":
         build_pool(a.n, a.path, a.processes)
+    elif a.what == "items":
+        write_items(a.n, a.path, a.processes)
     else:
         for i in range(a.n):
             image, meta = scene(EVAL_SEED0 + i)
