@@ -11,7 +11,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("huge_pages", 1),
     ("limits", 1),
     ("read", 1),
-    ("digest", 2),
+    ("digest", 1),
     ("tensor", 2),
     ("model", 2),
     ("trt", 2),

@@ -1,31 +1,41 @@
 //! The backend that runs everything on the CPU engine.
 
+use std::sync::Arc;
+
 use rten::{NodeId, Value, ValueOrView};
 use rten_tensor::prelude::*;
 use rten_tensor::{Tensor, TensorView};
 
 use super::contract;
-use super::{Backend, Logits, Prefill};
+use super::cpu_draft::{EarlyExit, Head, Shared, copy_cache, lock};
+use super::{Backend, DraftModel, Logits, Prefill};
 use crate::cpu::{Embedding, Session};
 use crate::error::{Error, Result};
-use crate::model::{FamilySpec, Model, ModelConfig};
+use crate::model::{DraftKind, DraftSpec, FamilySpec, Model, ModelConfig, graph_path};
 use crate::onnx::OnnxModel;
 use crate::onnx::passes::{
-    LOGIT_ROWS, group_queries, pack_blocks, place_rows, select_logit_rows, sort_nodes,
+    LOGIT_ROWS, Tap, TapNames, add_taps, group_queries, pack_blocks, place_rows, select_logit_rows,
+    sort_nodes,
 };
 use crate::preprocess::PixelValues;
 
 /// Axis of KV tensors `[1, kv_heads, rows, head_dim]` that grows.
-const ROW_AXIS: usize = 2;
+pub(super) const ROW_AXIS: usize = 2;
 
 /// Vision tower, embeddings and decoder of one model in memory, with one sequence.
 pub struct CpuBackend {
     vision: Vision,
-    embedding: Embedding,
+    embedding: Arc<Embedding>,
     decoder: Decoder,
     d_model: usize,
     /// Visual rows of the newest frame, `[n, d_model]`.
     features: Vec<f32>,
+    /// The inner value whose rows are kept.
+    tap: Option<Tap>,
+    /// Rows that the newest pass gave logits for; the others stand before them.
+    n_logit_rows: usize,
+    /// What draft models find.
+    left: Shared,
 }
 
 struct Vision {
@@ -36,15 +46,18 @@ struct Vision {
     tiled: bool,
 }
 
-struct Decoder {
+pub(super) struct Decoder {
     session: Session,
     embeds: NodeId,
     attention_mask: Option<NodeId>,
     position_ids: Option<NodeId>,
-    logit_rows: NodeId,
+    logit_rows: Option<NodeId>,
     past: Vec<NodeId>,
-    /// `logits`, then the new KV tensors in the order of `past`.
+    /// What is asked for, `logits` or what a layer hands on; then the new KV tensors in the order of `past`, then
+    /// the value whose rows are kept, if there is one.
     outputs: Vec<NodeId>,
+    /// That value's rows in the newest pass, `[rows, d]`.
+    tapped: Vec<f32>,
     kv_shape: [usize; 4],
     kv: Vec<Value>,
     n_rows: usize,
@@ -57,29 +70,64 @@ impl CpuBackend {
     /// [`Error::Io`] or [`Error::Malformed`] if a file cannot be read, [`Error::Shape`] if its
     /// tensors are not those of the family, [`Error::Cpu`] if the engine refuses it.
     pub fn load(model: &Model) -> Result<Self> {
-        let config = &model.config;
+        Self::load_tapped(model, None)
+    }
 
+    /// Loads the same, and keeps the rows of an inner value of the decoder in every pass:
+    /// [`Tap::Hidden`] or [`Tap::Layer`].
+    ///
+    /// # Errors
+    /// As [`CpuBackend::load`]; [`Error::Unsupported`] if the value is not found.
+    pub fn load_tapped(model: &Model, tap: Option<Tap>) -> Result<Self> {
         let vision = OnnxModel::load(&model.files.vision)?;
-        contract::check_vision(&vision, config)?;
+        contract::check_vision(&vision, &model.config)?;
         let vision = Session::load(&vision)?;
-
-        let mut decoder = OnnxModel::load(&model.files.decoder)?;
-        contract::check_decoder(&decoder, config)?;
-        let is_cut = decoder.graph().input.iter().any(|i| i.name == LOGIT_ROWS);
-        if !is_cut {
-            select_logit_rows(&mut decoder)?;
+        let mut decoder = prepared_decoder(model)?;
+        if let Some(tap) = &tap {
+            add_tap(&mut decoder, tap, &model.config)?;
         }
-        place_rows(
-            &mut decoder,
-            config.family.position_ids,
-            config.family.inputs_embeds,
-        );
-        pack_blocks(&mut decoder)?;
-        // The engine packs keys anew for every head that shares them, and copies what is repeated.
-        sort_nodes(&mut decoder)?;
-        group_queries(&mut decoder, config.n_heads, config.n_kv_heads)?;
         let decoder = Session::load(&decoder)?;
-        Self::new(model, vision, decoder)
+        let mut backend = Self::new(model, vision, decoder)?;
+        if let Some(tap) = tap {
+            backend.decoder.keep_rows(&tapped_name(&tap))?;
+            backend.tap = Some(tap);
+        }
+        Ok(backend)
+    }
+
+    /// Loads a model with its drafts: the backend then leaves them what they need.
+    ///
+    /// # Errors
+    /// As [`CpuBackend::load_tapped`], and those of the drafts' graphs.
+    pub fn load_with_drafts(
+        model: &Model,
+        drafts: Vec<DraftSpec>,
+    ) -> Result<(Self, Vec<Box<dyn DraftModel>>)> {
+        let reads_hidden = drafts.iter().any(|spec| spec.kind == DraftKind::Head);
+        let backend = Self::load_tapped(model, reads_hidden.then_some(Tap::Hidden))?;
+        let mut loaded: Vec<Box<dyn DraftModel>> = Vec::new();
+        for spec in drafts {
+            let graph = OnnxModel::load(&graph_path(&model.dir, spec.kind))?;
+            let (embedding, left) = (Arc::clone(&backend.embedding), Arc::clone(&backend.left));
+            loaded.push(match spec.exit_layer {
+                None => Box::new(Head::new(&graph, spec, embedding, left)?),
+                Some(layer) => {
+                    let layers = first_layers(model, layer)?;
+                    Box::new(EarlyExit::new(layers, &graph, spec, embedding, left)?)
+                }
+            });
+        }
+        Ok((backend, loaded))
+    }
+
+    /// Rows of the value that is kept, `[rows, d]` f32, of all rows of the newest pass.
+    pub fn tapped(&self) -> &[f32] {
+        &self.decoder.tapped
+    }
+
+    /// The token table.
+    pub fn embedding(&self) -> &Arc<Embedding> {
+        &self.embedding
     }
 
     /// Takes a vision tower and a decoder that were loaded already; the decoder has the input
@@ -108,10 +156,13 @@ impl CpuBackend {
         let kv_shape = [1, config.n_kv_heads, 0, config.head_dim];
         Ok(Self {
             vision,
-            embedding,
-            decoder: Decoder::new(decoder, family, config.n_layers, kv_shape)?,
+            embedding: Arc::new(embedding),
+            decoder: Decoder::new(decoder, family, family.logits, config.n_layers, kv_shape)?,
             d_model: config.d_model,
             features: Vec::new(),
+            tap: None,
+            n_logit_rows: 0,
+            left: Shared::default(),
         })
     }
 
@@ -121,7 +172,7 @@ impl CpuBackend {
     /// As [`CpuBackend::load`].
     pub fn with_embedding(mut self, embed: &OnnxModel, config: &ModelConfig) -> Result<Self> {
         contract::check_embed(embed, config)?;
-        self.embedding = Embedding::load(embed, config.vocab, config.d_model)?;
+        self.embedding = Arc::new(Embedding::load(embed, config.vocab, config.d_model)?);
         Ok(self)
     }
 
@@ -215,7 +266,15 @@ impl Backend for CpuBackend {
         let n = prompt.ids.len();
         self.decoder.reset(n + prompt.reserve);
         let positions = prompt.positions.iter().map(|&p| p as i32).collect();
-        self.decoder.run(rows, positions, &[n as i32 - 1])
+        let logits = self.decoder.run(rows, positions, &[n as i32 - 1])?;
+        self.n_logit_rows = 1;
+        let mut left = lock(&self.left);
+        if self.tap == Some(Tap::Hidden) {
+            self.decoder.tapped.clone_into(&mut left.hidden);
+        }
+        let n_tensors = 2 * left.n_layers;
+        left.kv = copy_cache(&self.decoder.kv[..n_tensors], n, n)?;
+        Ok(logits)
     }
 
     fn step(&mut self, ids: &[u32], position: u32) -> Result<Logits> {
@@ -224,12 +283,97 @@ impl Backend for CpuBackend {
         let n = ids.len() as i32;
         let first = position as i32;
         let all: Vec<i32> = (0..n).collect();
+        self.n_logit_rows = ids.len();
         self.decoder.run(rows, (first..first + n).collect(), &all)
     }
 
     fn rollback(&mut self, n_rows: usize) -> Result<()> {
         self.decoder.rollback(n_rows)
     }
+
+    fn hidden(&self) -> Option<&[f32]> {
+        if self.tap != Some(Tap::Hidden) {
+            return None;
+        }
+        let rows = &self.decoder.tapped;
+        let start = rows.len().checked_sub(self.n_logit_rows * self.d_model)?;
+        Some(&rows[start..])
+    }
+}
+
+/// The decoder of a model, as the engine takes it; nodes stand in topological order.
+fn prepared_decoder(model: &Model) -> Result<OnnxModel> {
+    let config = &model.config;
+    let mut decoder = OnnxModel::load(&model.files.decoder)?;
+    contract::check_decoder(&decoder, config)?;
+    let is_cut = decoder.graph().input.iter().any(|i| i.name == LOGIT_ROWS);
+    if !is_cut {
+        select_logit_rows(&mut decoder)?;
+    }
+    place_rows(
+        &mut decoder,
+        config.family.position_ids,
+        config.family.inputs_embeds,
+    );
+    pack_blocks(&mut decoder)?;
+    // The engine packs keys anew for every head that shares them, and copies what is repeated.
+    sort_nodes(&mut decoder)?;
+    group_queries(&mut decoder, config.n_heads, config.n_kv_heads)?;
+    Ok(decoder)
+}
+
+/// Adds the output of a tap, unless the graph was built with it.
+fn add_tap(decoder: &mut OnnxModel, tap: &Tap, config: &ModelConfig) -> Result<()> {
+    let name = tapped_name(tap);
+    if decoder
+        .graph()
+        .output
+        .iter()
+        .any(|output| output.name == name)
+    {
+        return Ok(());
+    }
+    let family = config.family;
+    let names = TapNames {
+        inputs_embeds: family.inputs_embeds,
+        past: family.past_prefix,
+        present: family.present_prefix,
+        n_layers: config.n_layers,
+        n_heads: config.n_heads,
+    };
+    add_taps(decoder, std::slice::from_ref(tap), &names)
+}
+
+/// Name of the output that a tap of rows adds.
+fn tapped_name(tap: &Tap) -> String {
+    tap.to_string().replace([':', '-'], "_")
+}
+
+/// The layers of a decoder up to `layer`, from 0, which return what that layer hands on.
+fn first_layers(model: &Model, layer: usize) -> Result<Decoder> {
+    let (config, family) = (&model.config, model.config.family);
+    let tap = Tap::Layer(layer);
+    let mut decoder = prepared_decoder(model)?;
+    add_tap(&mut decoder, &tap, config)?;
+    let output = tapped_name(&tap);
+    let mut kept = vec![output.clone()];
+    for layer in 0..=layer {
+        kept.extend([family.present_key(layer), family.present_value(layer)]);
+    }
+    let graph = decoder.graph_mut();
+    graph.output.retain(|output| kept.contains(&output.name));
+    graph.remove_unused();
+    let mut inputs = std::mem::take(&mut graph.input);
+    inputs.retain(|input| graph.is_used(&input.name));
+    graph.input = inputs;
+    let kv_shape = [1, config.n_kv_heads, 0, config.head_dim];
+    Decoder::new(
+        Session::load(&decoder)?,
+        family,
+        &output,
+        layer + 1,
+        kv_shape,
+    )
 }
 
 impl Vision {
@@ -273,6 +417,7 @@ impl Decoder {
     fn new(
         session: Session,
         family: &FamilySpec,
+        output: &str,
         n_layers: usize,
         kv_shape: [usize; 4],
     ) -> Result<Self> {
@@ -280,7 +425,7 @@ impl Decoder {
             let present = session.has_input(name);
             present.then(|| session.input(name)).transpose()
         };
-        let (mut past, mut outputs) = (Vec::new(), vec![session.output(family.logits)?]);
+        let (mut past, mut outputs) = (Vec::new(), vec![session.output(output)?]);
         for layer in 0..n_layers {
             past.push(session.input(&family.past_key(layer))?);
             past.push(session.input(&family.past_value(layer))?);
@@ -291,9 +436,10 @@ impl Decoder {
             embeds: session.input(family.inputs_embeds)?,
             attention_mask: optional(family.attention_mask)?,
             position_ids: optional(family.position_ids)?,
-            logit_rows: session.input(LOGIT_ROWS)?,
+            logit_rows: optional(LOGIT_ROWS)?,
             past,
             outputs,
+            tapped: Vec::new(),
             kv_shape,
             kv: Vec::new(),
             n_rows: 0,
@@ -301,30 +447,57 @@ impl Decoder {
         })
     }
 
+    /// Keeps the rows of one more output in every pass.
+    fn keep_rows(&mut self, output: &str) -> Result<()> {
+        self.outputs.push(self.session.output(output)?);
+        Ok(())
+    }
+
+    /// Layers whose cache it has.
+    pub(super) fn n_layers(&self) -> usize {
+        self.past.len() / 2
+    }
+
     /// Empties the KV cache and gives it room for `capacity` rows.
     fn reset(&mut self, capacity: usize) {
-        let mut shape = self.kv_shape;
-        shape[ROW_AXIS] = capacity;
-        self.kv.clear();
-        self.kv.resize_with(self.past.len(), || {
-            Tensor::<f32>::with_capacity(&shape, ROW_AXIS).into()
-        });
+        self.kv = new_cache(self.past.len(), self.kv_shape, capacity);
         self.n_rows = 0;
     }
 
-    fn run(&mut self, rows: Vec<f32>, positions: Vec<i32>, logit_rows: &[i32]) -> Result<Logits> {
+    /// Takes the first `n_rows` rows of another decoder's cache, and has room for `capacity`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if they are not there.
+    pub(super) fn start_from(
+        &mut self,
+        kv: &[Value],
+        n_rows: usize,
+        capacity: usize,
+    ) -> Result<()> {
+        let kv = kv.get(..self.past.len()).unwrap_or(&[]);
+        self.kv = copy_cache(kv, n_rows, capacity)?;
+        self.n_rows = n_rows;
+        Ok(())
+    }
+
+    /// Adds rows `[n, d]` at `positions`; returns what is asked for of `logit_rows`, of all rows where the
+    /// graph has no choice.
+    pub(super) fn run(
+        &mut self,
+        rows: Vec<f32>,
+        positions: Vec<i32>,
+        logit_rows: &[i32],
+    ) -> Result<Logits> {
         let n = positions.len();
         let total = self.n_rows + n;
         let rows = Tensor::from_data(&[1, n, rows.len() / n.max(1)], rows);
         let mask = Tensor::<i32>::full(&[1, total], 1);
         let positions = Tensor::from_data(&[1, n], positions);
-        let mut inputs: Vec<(NodeId, ValueOrView<'_>)> = vec![
-            (self.embeds, rows.into()),
-            (
-                self.logit_rows,
-                TensorView::from_data(&[logit_rows.len()], logit_rows).into(),
-            ),
-        ];
+        let mut inputs: Vec<(NodeId, ValueOrView<'_>)> = vec![(self.embeds, rows.into())];
+        if let Some(id) = self.logit_rows {
+            let rows = TensorView::from_data(&[logit_rows.len()], logit_rows);
+            inputs.push((id, rows.into()));
+        }
         if let Some(id) = self.attention_mask {
             inputs.push((id, mask.into()));
         }
@@ -336,8 +509,11 @@ impl Decoder {
         inputs.extend(self.past.iter().copied().zip(kv));
         let mut values = self.session.run(inputs, &self.outputs)?.into_iter();
         let (shape, logits) = into_f32("logits", values.next())?;
-        self.kv.extend(values);
+        self.kv.extend(values.by_ref().take(self.past.len()));
         self.n_rows = total;
+        if let Some(rows) = values.next() {
+            self.tapped = into_f32("tapped rows", Some(rows))?.1;
+        }
         match shape.last() {
             Some(&n_vocab) if n_vocab > 0 && logits.len() == n_vocab * logit_rows.len() => {
                 Ok(Logits::new(n_vocab, logits))
@@ -350,7 +526,11 @@ impl Decoder {
         }
     }
 
-    fn rollback(&mut self, n_rows: usize) -> Result<()> {
+    /// Forgets all rows but the first `n_rows`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are fewer.
+    pub(super) fn rollback(&mut self, n_rows: usize) -> Result<()> {
         if n_rows > self.n_rows {
             return Err(Error::Shape {
                 name: "KV cache".to_owned(),
@@ -358,17 +538,30 @@ impl Decoder {
                 actual: self.n_rows.to_string(),
             });
         }
-        for value in &mut self.kv {
-            if let Value::FloatTensor(cache) = value {
-                cache.clip_dim(ROW_AXIS, 0..n_rows);
-            }
-        }
+        roll_back(&mut self.kv, n_rows);
         self.n_rows = n_rows;
         Ok(())
     }
 }
 
-fn into_f32(name: &str, value: Option<Value>) -> Result<(Vec<usize>, Vec<f32>)> {
+/// `n` empty tensors of a cache with room for `capacity` rows.
+pub(super) fn new_cache(n: usize, mut shape: [usize; 4], capacity: usize) -> Vec<Value> {
+    shape[ROW_AXIS] = capacity;
+    let mut kv = Vec::new();
+    kv.resize_with(n, || Tensor::<f32>::with_capacity(&shape, ROW_AXIS).into());
+    kv
+}
+
+/// Forgets all rows of a cache but the first `n_rows`.
+pub(super) fn roll_back(kv: &mut [Value], n_rows: usize) {
+    for value in kv {
+        if let Value::FloatTensor(cache) = value {
+            cache.clip_dim(ROW_AXIS, 0..n_rows);
+        }
+    }
+}
+
+pub(super) fn into_f32(name: &str, value: Option<Value>) -> Result<(Vec<usize>, Vec<f32>)> {
     let tensor = value.and_then(Value::into_tensor::<f32>);
     let tensor = tensor.ok_or_else(|| Error::Shape {
         name: name.to_owned(),

@@ -13,8 +13,11 @@
 
 pub mod contract;
 pub mod cpu;
+mod cpu_draft;
+pub mod draft;
 
 pub use cpu::CpuBackend;
+pub use draft::DraftModel;
 
 use crate::error::Result;
 use crate::preprocess::PixelValues;

@@ -22,7 +22,7 @@ use crate::bundle::{
 };
 use crate::digest::sha256_file;
 use crate::error::{Error, Result};
-use crate::model::{Model, ModelConfig, ModelFiles, companions};
+use crate::model::{DraftKind, DraftSpec, Model, ModelConfig, ModelFiles, companions};
 use crate::onnx::passes::Tap;
 use crate::preprocess::Processor;
 use crate::text::Text;
@@ -218,6 +218,7 @@ pub fn build(
     Processor::load(&model.dir)?;
     Text::load(&model.dir, &model.config)?;
     let companions = companions(&model.dir)?;
+    check_drafts(model)?;
     let writer = BundleWriter::create(options.out, options.force)?;
     let (mut sets, mut reports) = (Vec::new(), Vec::new());
     let mut read: BTreeSet<PathBuf> = companions.iter().map(|(_, path)| path.clone()).collect();
@@ -277,6 +278,17 @@ pub fn build(
     };
     let bundle = writer.finish(manifest)?;
     Ok(BuildOutcome::new(&bundle, start, reports))
+}
+
+/// Refuses trained drafts of another model: in the bundle nobody can tell any more.
+fn check_drafts(model: &Model) -> Result<()> {
+    for kind in DraftKind::ALL {
+        if let Some(spec) = DraftSpec::read(&model.dir, kind)? {
+            spec.check_words(&model.dir, &model.config)?;
+            spec.check_target(model)?;
+        }
+    }
+    Ok(())
 }
 
 /// Program and version, for manifests.

@@ -42,7 +42,7 @@ pub struct Knobs {
     /// pays on this machine, if anybody does
     #[arg(long, value_enum, default_value = "auto")]
     draft: DraftArg,
-    /// Most tokens that --draft ngram proposes for a pass [default: 4]
+    /// Most tokens that --draft ngram, head or early-exit proposes for a pass [default: 4]
     #[arg(long, value_name = "K")]
     draft_tokens: Option<usize>,
     /// Draw tokens with this temperature instead of taking the most likely; 0 = greedy

@@ -147,11 +147,19 @@ impl Auto {
         }
     }
 
-    /// Takes note of the tokens that a pass gave: `n_tokens` in all, `n_accepted` of the draft.
-    pub(super) fn saw_tokens(&mut self, n_tokens: usize, draft: Option<(Choice, usize, usize)>) {
+    /// Takes note of the tokens that a pass gave, which had a draft to check if `is_drafted`. `asked` is who was
+    /// asked for one, how many of its tokens were tested, and how many accepted.
+    pub(super) fn saw_tokens(
+        &mut self,
+        n_tokens: usize,
+        is_drafted: bool,
+        asked: Option<(Choice, usize, usize)>,
+    ) {
         let mut gain = ALLOWANCE * n_tokens as f64;
-        if let Some((choice, n_tested, n_accepted)) = draft {
+        if let Some((choice, n_tested, n_accepted)) = asked {
             self.acceptance[choice.drafter].saw(choice.class, n_tested, n_accepted);
+        }
+        if is_drafted {
             gain += n_tokens as f64;
             self.balance += n_tokens as f64;
         }

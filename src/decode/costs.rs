@@ -82,9 +82,14 @@ impl Costs {
             reserve: MAX_DRAFT + 1,
         };
         backend.prefill(&prompt)?;
+        let first = backend.hidden().map(<[f32]>::to_vec);
+        backend.step(&ids[..1], CONTEXT as u32)?;
+        let second = backend.hidden().map(<[f32]>::to_vec);
+        backend.rollback(CONTEXT)?;
+        let hidden = [first.as_deref(), second.as_deref()];
         let mut drafters_ms = BTreeMap::new();
         for drafter in drafters {
-            if let Some(ms) = draft_ms(drafter.as_mut(), &prompt, backend, clock) {
+            if let Some(ms) = draft_ms(drafter.as_mut(), &prompt, hidden, clock) {
                 drafters_ms.insert(drafter.name().to_owned(), ms);
             }
         }
@@ -111,20 +116,25 @@ impl Costs {
     }
 }
 
-/// Milliseconds of one token of a draft after the prefill of `prompt`; `None` from a drafter that fails, which tells so when it is
+/// Milliseconds of one token of a draft after the prefill of `prompt` and two tokens, which were chosen
+/// from the states `hidden`; `None` from a drafter that fails, which tells so when it is
 /// used.
 fn draft_ms(
     drafter: &mut dyn Drafter,
     prompt: &Prefill<'_>,
-    backend: &dyn Backend,
+    hidden: [Option<&[f32]>; 2],
     clock: &dyn Clock,
 ) -> Option<f64> {
     let mut least = f64::INFINITY;
     for _ in 0..ROUNDS {
         drafter.begin(prompt).ok()?;
-        let hidden = backend.hidden();
-        drafter.accept(Accepted { ids: &[0], hidden }).ok()?;
         let mut draft = Draft::default();
+        let [first, second] = hidden.map(|hidden| Accepted { ids: &[0], hidden });
+        drafter.accept(first).ok()?;
+        // What a drafter does once for a prompt is no cost of a token.
+        drafter.propose(1, &mut draft).ok()?;
+        draft.clear();
+        drafter.accept(second).ok()?;
         let start = clock.now();
         let n = drafter.outlook().map_or(1, |outlook| outlook.n);
         drafter.propose(n.clamp(1, MAX_DRAFT), &mut draft).ok()?;

@@ -16,6 +16,7 @@ mod sampler;
 mod sentence;
 mod speculator;
 mod suffixes;
+mod trained;
 
 #[cfg(test)]
 mod auto_tests;
@@ -35,3 +36,4 @@ pub use report::{NEAR_TIE, NearTie, Position, Report, Totals};
 pub use sampler::{Sampler, Sampling};
 pub use sentence::SentenceEnd;
 pub use speculator::{Speculator, Strategy};
+pub use trained::{LEAST_PROBABILITY, Trained};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use super::scripted::{Fault, Guess, Script, ScriptedModel};
+use super::scripted::{Fault, Guess, Script, ScriptedDraft, ScriptedModel};
 use super::*;
 use crate::backend::{Backend, Prefill};
 
@@ -261,6 +261,47 @@ fn answer_with_ngram_drafts_is_the_one_without() {
         }
     }
     assert!(n_accepted > 1000, "{n_accepted}");
+}
+
+#[test]
+fn answer_with_a_trained_drafter_is_the_one_without() {
+    let mut random = Random(ChaCha8Rng::seed_from_u64(7));
+    let (mut n_accepted, mut n_refused, mut n_off, mut n_ends) = (0, 0, 0, 0);
+    for session in 0..4000 {
+        let mut case = random.case();
+        let mut model = ScriptedDraft::new(case.script, random.one(&[0.0, 4.0, 30.0]));
+        model.fault = case.fault;
+        let trained = Trained::new(Box::new(model), &case.eos);
+        let mut speculator = Speculator::new(vec![Box::new(trained)]);
+        for answer in 0..2 {
+            let other = random.case();
+            let n_vocab = case.script.n_vocab as u32;
+            case.prompt = other.prompt.iter().map(|id| id % n_vocab).collect();
+            case.positions = other.positions;
+            let strategy = Strategy::Always {
+                drafter: "scripted",
+                n: other.n_draft,
+            };
+            speculator.set(strategy).expect("a drafter");
+            let (plain, _, plain_cache) = case.run(&mut Speculator::off());
+            let (drafted, _, cache) = case.run(&mut speculator);
+            let context = format!("session {session}, answer {answer}: {case:?}");
+            assert_eq!(drafted.ids, plain.ids, "{context}");
+            assert_eq!(
+                (drafted.stop, cache),
+                (plain.stop, plain_cache),
+                "{context}"
+            );
+            let report = drafted.speculation;
+            n_accepted += report.accepted;
+            n_refused += report.proposed - report.accepted;
+            n_off += usize::from(report.switched_off.is_some());
+            n_ends += usize::from(drafted.stop == Stop::Eos && report.accepted > 0);
+        }
+    }
+    for n in [n_accepted, n_refused, n_off, n_ends] {
+        assert!(n > 300, "{n_accepted} {n_refused} {n_off} {n_ends}");
+    }
 }
 
 fn case() -> Case {

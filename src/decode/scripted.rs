@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::clock::Clock;
 use super::draft::{Accepted, Draft, Drafter, Outlook};
 use super::suffixes::mix;
-use crate::backend::{Backend, Logits, Prefill};
+use crate::backend::{Backend, DraftModel, Logits, Prefill};
 use crate::error::{Error, Result};
 use crate::preprocess::PixelValues;
 
@@ -229,5 +229,88 @@ impl MadeUpClock {
 impl Clock for MadeUpClock {
     fn now(&self) -> Duration {
         Duration::from_micros(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// A draft model that knows a script, and how it goes wrong.
+pub(super) struct ScriptedDraft {
+    pub script: Script,
+    /// Logits that it adds to those of the script, up to so many.
+    pub noise: f32,
+    /// Goes wrong at this call.
+    pub fault: Option<(usize, Fault)>,
+    pub vocabulary: Vec<u32>,
+    pub n_calls: usize,
+    /// What the target chose, and guesses after it.
+    pub ids: Vec<u32>,
+    pub n_chosen: usize,
+}
+
+impl ScriptedDraft {
+    /// Knows every other id.
+    pub(super) fn new(script: Script, noise: f32) -> Self {
+        Self {
+            script,
+            noise,
+            fault: None,
+            vocabulary: (0..script.n_vocab as u32).step_by(2).collect(),
+            n_calls: 0,
+            ids: Vec::new(),
+            n_chosen: 0,
+        }
+    }
+
+    fn logits(&mut self) -> Vec<f32> {
+        self.n_calls += 1;
+        let all = self.script.logits(&self.ids);
+        let salt = self.n_calls as u64;
+        let logit = |&id: &u32| {
+            let noise = (mix(salt ^ (u64::from(id) << 32)) % 1000) as f32 / 1000.0;
+            // Sharper than the script: the drafter is to be sure of something.
+            all.get(id as usize).copied().unwrap_or(1e3) * 8.0 + noise * self.noise
+        };
+        let mut logits: Vec<f32> = self.vocabulary.iter().map(logit).collect();
+        match self.fault {
+            Some((at, Fault::NotANumber)) if at < self.n_calls => logits[0] = f32::NAN,
+            Some((at, _)) if at < self.n_calls => {
+                self.vocabulary[0] = self.script.n_vocab as u32;
+                logits[0] = 1e4;
+            }
+            _ => {}
+        }
+        logits
+    }
+}
+
+impl DraftModel for ScriptedDraft {
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+
+    fn vocabulary(&self) -> &[u32] {
+        &self.vocabulary
+    }
+
+    fn begin(&mut self, prompt: &Prefill<'_>) {
+        prompt.ids.clone_into(&mut self.ids);
+        self.n_chosen = self.ids.len();
+    }
+
+    fn take(&mut self, ids: &[u32], hidden: &[f32]) -> Result<Vec<f32>> {
+        self.ids.truncate(self.n_chosen);
+        assert_eq!(hidden.len(), 2 * ids.len());
+        for (&id, state) in ids.iter().zip(hidden.chunks(2)) {
+            let seen = [self.ids.len() as f32, self.ids[self.ids.len() - 1] as f32];
+            assert_eq!(state, seen, "the state from which the token was chosen");
+            self.ids.push(id);
+        }
+        self.n_chosen = self.ids.len();
+        Ok(self.logits())
+    }
+
+    fn guess(&mut self, id: u32) -> Result<Vec<f32>> {
+        assert!(self.n_chosen < self.ids.len() + 1 && !self.ids.is_empty());
+        self.ids.push(id);
+        Ok(self.logits())
     }
 }

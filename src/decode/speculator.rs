@@ -32,6 +32,8 @@ pub enum Strategy {
 pub struct Speculator {
     drafters: Vec<Box<dyn Drafter>>,
     strategy: Strategy,
+    /// Most tokens of a draft.
+    most: usize,
     clock: Box<dyn Clock>,
     auto: Auto,
     now: Answer,
@@ -66,6 +68,7 @@ impl Speculator {
             auto: Auto::new(drafters.len()),
             drafters,
             strategy: Strategy::Off,
+            most: MAX_DRAFT,
             clock,
             now: Answer::default(),
         }
@@ -76,11 +79,16 @@ impl Speculator {
         Self::new(Vec::new())
     }
 
+    /// Says how many draft tokens a pass of the target can check, at most [`MAX_DRAFT`].
+    pub fn limit(&mut self, most: usize) {
+        self.most = most.min(MAX_DRAFT);
+    }
+
     /// Chooses how answers are drafted from now on.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if there is no such drafter, [`Error::Argument`] if a draft would have
-    /// no token or more than [`MAX_DRAFT`].
+    /// no token or more than a pass can check.
     pub fn set(&mut self, strategy: Strategy) -> Result<()> {
         self.check(strategy)?;
         self.strategy = strategy;
@@ -100,10 +108,15 @@ impl Speculator {
                     reason: format!("this model has {}", names.join(", ")),
                 });
             }
-            if !(1..=MAX_DRAFT).contains(&n) {
+            if !(1..=self.most).contains(&n) {
+                let reason = match self.most {
+                    0 => format!("{n}, and a pass of this model checks none"),
+                    MAX_DRAFT => format!("{n}, from 1 to {MAX_DRAFT}"),
+                    most => format!("{n}, and a pass of this model checks at most {most}"),
+                };
                 return Err(Error::Argument {
                     name: "draft-tokens",
-                    reason: format!("{n}, from 1 to {MAX_DRAFT}"),
+                    reason,
                 });
             }
         }
@@ -154,15 +167,22 @@ impl Speculator {
             .take_while(|(taken, drafted)| taken == drafted)
             .count();
         self.now.report.count(draft.ids.len(), n_accepted);
-        let n_tested = draft.ids.len().min(tokens.ids.len());
-        let choice = self.now.choice.filter(|_| n_tested > 0);
-        let outcome = choice.map(|choice| (choice, n_tested, n_accepted));
-        self.auto.saw_tokens(tokens.ids.len(), outcome);
+        let n_drafted = draft.ids.len();
+        let outcome = self.now.choice.map(|choice| {
+            // Where a drafter was too unsure to go on, a token was asked for in vain.
+            let went_on = tokens.ids.len() > n_drafted;
+            let was_short = went_on && n_accepted == n_drafted && n_drafted < choice.n;
+            let n_tested = n_drafted.min(tokens.ids.len()) + usize::from(was_short);
+            (choice, n_tested, n_accepted)
+        });
+        let (n_tokens, is_drafted) = (tokens.ids.len(), n_drafted > 0);
+        self.auto.saw_tokens(n_tokens, is_drafted, outcome);
         self.ask_each(|drafter| drafter.accept(*tokens));
     }
 
     /// Writes a draft of at most `n_max` tokens, or none.
     pub(super) fn propose(&mut self, n_max: usize, n_vocab: usize, draft: &mut Draft) {
+        let n_max = n_max.min(self.most);
         draft.clear();
         self.now.choice = None;
         let is_off = self.strategy == Strategy::Off || self.now.report.switched_off.is_some();

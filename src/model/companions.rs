@@ -9,7 +9,7 @@ use crate::{Error, Result};
 pub const REQUIRED_FILES: [&str; 2] = ["config.json", "tokenizer.json"];
 
 /// Files that are read if they are there.
-pub const OPTIONAL_FILES: [&str; 9] = [
+pub const OPTIONAL_FILES: [&str; 13] = [
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -19,6 +19,10 @@ pub const OPTIONAL_FILES: [&str; 9] = [
     "chat_template.json",
     "pruner.safetensors",
     "router.safetensors",
+    "drafts/head.json",
+    "drafts/head.onnx",
+    "drafts/early-exit.json",
+    "drafts/early-exit.onnx",
 ];
 
 /// The companions that `dir` has, by name.
@@ -47,6 +51,10 @@ pub fn companions(dir: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
         };
         if meta.is_symlink() {
             check_link(dir, &path)?;
+        }
+        let folder = path.parent().filter(|folder| *folder != dir);
+        if let Some(folder) = folder.filter(|folder| folder.is_symlink()) {
+            check_link(dir, folder)?;
         }
         let meta = std::fs::metadata(&path).map_err(Error::io(&path))?;
         if !meta.is_file() {

@@ -15,6 +15,7 @@
 
 mod companions;
 mod config;
+mod drafts;
 mod family;
 mod files;
 mod folder;
@@ -22,6 +23,9 @@ mod json;
 
 pub use companions::{OPTIONAL_FILES, REQUIRED_FILES, companions};
 pub use config::ModelConfig;
+pub use drafts::{
+    DRAFTS_FOLDER, DraftKind, DraftSpec, TargetFile, fingerprint, graph_path, spec_path,
+};
 pub use family::{FAMILIES, FamilySpec, Source, TileMarks, TokenRule};
 pub use files::{ModelFiles, Refusal, Variants, file_names};
 pub use folder::Model;

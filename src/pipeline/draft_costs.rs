@@ -87,6 +87,15 @@ impl Pipeline {
     /// [`Error::Unavailable`] for a drafter that it has not, or if it cannot be drafted at all;
     /// [`Error::Argument`] for a length of drafts outside its range.
     pub fn check_draft(&self, strategy: Strategy) -> Result<()> {
+        if let Strategy::Always { drafter, .. } = strategy {
+            let mut refused = self.refused_drafts.iter();
+            if let Some((_, reason)) = refused.find(|(kind, _)| kind.name() == drafter) {
+                return Err(Error::Unavailable {
+                    what: format!("the drafter `{drafter}`"),
+                    reason: reason.clone(),
+                });
+            }
+        }
         self.speculator.check(strategy)?;
         let asks = matches!(strategy, Strategy::Always { .. });
         if !asks || self.backend.rows_are_independent() {

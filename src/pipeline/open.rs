@@ -5,14 +5,14 @@ use std::io::Read;
 use std::path::Path;
 
 use super::draft_costs::DraftCosts;
-use crate::backend::{Backend, CpuBackend};
+use crate::backend::{Backend, CpuBackend, DraftModel};
 use crate::bundle::{Bundle, Engine, EngineSet, MANIFEST, Target};
 use crate::cpu::ENGINE_VERSION;
-use crate::decode::{Ngram, Speculator};
+use crate::decode::{Drafter, MAX_DRAFT, Ngram, Speculator, Trained};
 use crate::digest::sha256_bytes;
 use crate::error::{Error, Result};
 use crate::limits;
-use crate::model::{Model, ModelConfig, ModelFiles};
+use crate::model::{DraftKind, DraftSpec, Model, ModelConfig, ModelFiles};
 use crate::preprocess::Processor;
 use crate::read::read_file;
 use crate::text::Text;
@@ -32,6 +32,8 @@ pub struct Pipeline {
     pub(super) speculator: Speculator,
     /// Where costs of drafts are kept, if the model and the user's cache are known.
     pub(super) draft_costs: Option<DraftCosts>,
+    /// Drafts that the model holds and that are not for it, with the reason.
+    pub(super) refused_drafts: Vec<(DraftKind, String)>,
     backend_name: &'static str,
     precision: String,
 }
@@ -70,19 +72,28 @@ impl Pipeline {
     /// As [`Source::read`]; [`Error::Unavailable`] if a bundle has no graphs for the CPU;
     /// [`Error::Shape`] or [`Error::Cpu`] if the graphs are not the family's.
     pub fn open(path: &Path, variant: Option<&str>) -> Result<Self> {
-        let (model, precision, identity) = match Source::read(path, variant)? {
+        let mut most_drafts = MAX_DRAFT;
+        let (model, precision, identity, drafts) = match Source::read(path, variant)? {
             Source::Folder(model) => {
                 let variant = model.files.variant.clone();
-                let identity = folder_identity(&model)?;
-                (model, variant, identity)
+                // A file of weights that came later must not make the model useless.
+                let drafts = Drafts::find(&model, |spec| spec.check_target(&model));
+                let identity = folder_identity(&model, &drafts.fit)?;
+                (model, variant, identity, drafts)
             }
             Source::Bundle(bundle) => {
                 let (model, precision) = cpu_model(&bundle)?;
-                (model, precision, bundle.digest().to_owned())
+                most_drafts = bundle.manifest().draft_tokens as usize;
+                // The build has compared them with the weights.
+                let drafts = Drafts::find(&model, |_| Ok(()));
+                (model, precision, bundle.digest().to_owned(), drafts)
             }
         };
-        let backend = Box::new(CpuBackend::load(&model)?);
-        let mut pipeline = Self::with_backend(model, precision, "cpu", backend)?;
+        let (backend, models) = CpuBackend::load_with_drafts(&model, drafts.fit)?;
+        let mut pipeline = Self::with_backend(model, precision, "cpu", Box::new(backend))?;
+        pipeline.add_drafters(models);
+        pipeline.speculator.limit(most_drafts);
+        pipeline.refused_drafts = drafts.refused;
         let engine = format!("cpu {ENGINE_VERSION}");
         pipeline.draft_costs = DraftCosts::of(&identity, &engine);
         Ok(pipeline)
@@ -106,10 +117,20 @@ impl Pipeline {
             warned_of_crop: false,
             speculator: Speculator::new(vec![Box::new(Ngram::new())]),
             draft_costs: None,
+            refused_drafts: Vec::new(),
             backend_name,
             precision,
             config: model.config,
         })
+    }
+
+    /// Lets trained drafts propose, too.
+    fn add_drafters(&mut self, models: Vec<Box<dyn DraftModel>>) {
+        let mut drafters: Vec<Box<dyn Drafter>> = vec![Box::new(Ngram::new())];
+        for model in models {
+            drafters.push(Box::new(Trained::new(model, &self.config.eos)));
+        }
+        self.speculator = Speculator::new(drafters);
     }
 
     /// What is known of the model.
@@ -125,6 +146,37 @@ impl Pipeline {
     /// Precision of the weights.
     pub fn precision(&self) -> &str {
         &self.precision
+    }
+}
+
+/// The trained drafts of a model.
+#[derive(Default)]
+struct Drafts {
+    fit: Vec<DraftSpec>,
+    refused: Vec<(DraftKind, String)>,
+}
+
+impl Drafts {
+    /// Reads and checks them, with one check more.
+    fn find(model: &Model, check: impl Fn(&DraftSpec) -> Result<()>) -> Self {
+        let mut drafts = Self::default();
+        for kind in DraftKind::ALL {
+            let checked = DraftSpec::read(&model.dir, kind).and_then(|spec| {
+                if let Some(spec) = &spec {
+                    spec.check_words(&model.dir, &model.config)?;
+                    check(spec)?;
+                }
+                Ok(spec)
+            });
+            match checked {
+                Ok(spec) => drafts.fit.extend(spec),
+                Err(error) => {
+                    tracing::warn!("{error}; nothing is drafted with it");
+                    drafts.refused.push((kind, error.to_string()));
+                }
+            }
+        }
+        drafts
     }
 }
 
@@ -187,11 +239,14 @@ const IDENTITY_BYTES: u64 = 64 << 10;
 
 /// What tells a model folder from others, without reading all of its weights: what passes cost
 /// depends on shapes and kernels, which the configuration, the variant and the beginning and size of the decoder
-/// decide.
-fn folder_identity(model: &Model) -> Result<String> {
+/// decide, and what drafts cost on their graphs.
+fn folder_identity(model: &Model, drafts: &[DraftSpec]) -> Result<String> {
     let path = model.dir.join("config.json");
     let mut told = read_file(&path, limits::TEXT_FILE_BYTES)?;
     told.extend_from_slice(model.files.variant.as_bytes());
+    for draft in drafts {
+        told.extend_from_slice(draft.graph_sha256.as_bytes());
+    }
     let decoder = &model.files.decoder;
     let file = File::open(decoder).map_err(Error::io(decoder))?;
     let size = file.metadata().map_err(Error::io(decoder))?.len();
