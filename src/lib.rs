@@ -29,6 +29,7 @@ pub mod pipeline;
 pub mod preprocess;
 pub mod quantize;
 mod read;
+mod svg;
 pub mod tensor;
 pub mod text;
 #[cfg(feature = "tensorrt")]

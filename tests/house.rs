@@ -12,6 +12,8 @@ const FLOORS: &[(&str, u8)] = &[
     ("limits", 1),
     ("read", 1),
     ("digest", 1),
+    ("svg", 1),
+    ("digest", 2),
     ("tensor", 2),
     ("model", 2),
     ("trt", 2),

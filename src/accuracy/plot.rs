@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::sensitivity::{LayerError, Sensitivity};
+use crate::svg::{self, GREY, INK, LINES, text};
 
 /// Layers that are drawn.
 const ROWS: usize = 32;
@@ -29,9 +30,6 @@ const FLOOR_DB: f64 = -20.0;
 const VISION: &str = "#2a6fbb";
 const DECODER: &str = "#12876f";
 const KEPT: &str = "#c8502d";
-const INK: &str = "#1d2630";
-const GREY: &str = "#6b7580";
-const LINES: &str = "#e3e7eb";
 
 /// Draws the layers of `found` as SVG; `kept` are the labels of the nodes that stay in FP16.
 ///
@@ -50,19 +48,8 @@ pub fn plot(found: &Sensitivity, model: &str, kept: &BTreeSet<String>) -> String
     let axis = Axis::new(low, high);
     let bottom = TOP + rows.len() as f64 * ROW;
     let height = bottom + 64.0;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" \
-         font-family=\"Inter, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif\" font-size=\"12.5\" fill=\"{INK}\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n"
-    );
+    let mut svg = svg::begin(WIDTH, height);
     let title = format!("{model}: what each layer costs in {}", found.precision);
-    text(
-        &mut svg,
-        28.0,
-        40.0,
-        "font-size=\"21\" font-weight=\"600\"",
-        &title,
-    );
     let method = match &found.method {
         Some(method) => format!(", ranges by {method}"),
         None => String::new(),
@@ -75,13 +62,7 @@ pub fn plot(found: &Sensitivity, model: &str, kept: &BTreeSet<String>) -> String
         "Signal-to-noise ratio when only that layer is quantized; {of}, {} items, {} tokens{method}",
         found.items, found.tokens
     );
-    text(
-        &mut svg,
-        28.0,
-        62.0,
-        &format!("fill=\"{GREY}\" font-size=\"13.5\""),
-        &subtitle,
-    );
+    svg::title(&mut svg, &title, &subtitle);
     legend(&mut svg, kept);
 
     for db in axis.ticks() {
@@ -115,7 +96,7 @@ pub fn plot(found: &Sensitivity, model: &str, kept: &BTreeSet<String>) -> String
         let label = format!("all at once: {db:.1} dB");
         text(&mut svg, x + 5.0, TOP - 8.0, "font-weight=\"600\"", &label);
     }
-    svg.push_str("</svg>\n");
+    svg::end(&mut svg);
     svg
 }
 
@@ -238,24 +219,6 @@ fn shortened(name: &str) -> String {
     }
     let tail: String = name.chars().skip(n - (NAME - 1)).collect();
     format!("…{tail}")
-}
-
-/// Names come from model files.
-fn text(svg: &mut String, x: f64, y: f64, attributes: &str, text: &str) {
-    let mut clean = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => clean.push_str("&amp;"),
-            '<' => clean.push_str("&lt;"),
-            '>' => clean.push_str("&gt;"),
-            c if c.is_control() => clean.push('?'),
-            c => clean.push(c),
-        }
-    }
-    let _ = writeln!(
-        svg,
-        "<text x=\"{x:.1}\" y=\"{y:.1}\" {attributes}>{clean}</text>"
-    );
 }
 
 #[cfg(test)]
