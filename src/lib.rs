@@ -27,6 +27,7 @@ pub mod model;
 pub mod onnx;
 pub mod pipeline;
 pub mod preprocess;
+pub mod prune;
 pub mod quantize;
 mod read;
 mod svg;

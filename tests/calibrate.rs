@@ -148,6 +148,7 @@ fn observed_values_are_those_of_onnxruntime() {
         mask: None,
         grid: None,
         content: [0, 0, side, side],
+        shown: [0.0, 0.0, 1.0, 1.0],
         notes: Notes::default(),
     };
     let n = backend.encode(&image).expect("encode");

@@ -117,6 +117,7 @@ impl Golden {
             mask: Some(Tensor::new("mask", [5, side, side], mask).expect("mask")),
             grid: Some((2, 2)),
             content: [0, 0, 2 * side, 2 * side],
+            shown: [0.0, 0.0, 1.0, 1.0],
             notes: Notes::default(),
         }
     }

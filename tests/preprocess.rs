@@ -298,6 +298,15 @@ fn run_with_a_centre_crop_reports_what_it_loses() {
     assert_eq!(padded.notes.cropped_share, 0.0);
     assert_eq!(padded.content, [0, 14, 64, 50]);
     assert_eq!(padded.content_of(0), padded.content);
+    // 64 of the 113 columns that the frame is resized to, from the 24th on.
+    let [left, top, right, bottom] = cropped.shown;
+    assert!(
+        (left - 24.0 * 640.0 / 113.0).abs() < 1e-9 && (right - 88.0 * 640.0 / 113.0).abs() < 1e-9
+    );
+    assert_eq!((top, bottom), (0.0, 360.0));
+    assert_eq!(padded.shown, [0.0, 0.0, 640.0, 360.0]);
+    let whole = padded.view().in_frame(0, [0.0, 14.0, 64.0, 50.0]);
+    assert_eq!(whole, padded.shown);
     let row = |y: usize| &padded.pixels.data()[y * 64..(y + 1) * 64];
     assert!(row(0).iter().all(|&v| v == 0.0) && row(32).iter().any(|&v| v != 0.0));
     assert_eq!(plain.run(&wide, Fit::Pad, Tiles::Auto).unwrap(), padded);
@@ -315,6 +324,19 @@ fn run_with_padding_and_tiles_tells_which_tiles_are_padding() {
     assert_eq!((of(0), of(15)), ([0; 4], [0; 4]));
     assert_eq!((of(4), of(8)), ([0, 16, 32, 32], [0, 0, 32, 16]));
     assert_eq!(of(16), [0, 12, 32, 20]);
+    let view = values.view();
+    assert_eq!(
+        view.in_frame(4, [0.0, 16.0, 32.0, 32.0]),
+        [0.0, 0.0, 100.0, 50.0]
+    );
+    assert_eq!(
+        view.in_frame(10, [0.0, 0.0, 32.0, 16.0]),
+        [200.0, 50.0, 300.0, 100.0]
+    );
+    assert_eq!(
+        view.in_frame(16, [0.0, 12.0, 32.0, 20.0]),
+        [0.0, 0.0, 400.0, 100.0]
+    );
 }
 
 #[test]

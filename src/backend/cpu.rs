@@ -8,7 +8,8 @@ use rten_tensor::{Tensor, TensorView};
 
 use super::contract;
 use super::cpu_draft::{EarlyExit, Head, Shared, copy_cache, lock};
-use super::{Backend, DraftModel, Logits, Prefill};
+use super::saliency::Saliency;
+use super::{Backend, DraftModel, Logits, Prefill, Prune};
 use crate::cpu::{Embedding, Session};
 use crate::error::{Error, Result};
 use crate::model::{DraftKind, DraftSpec, FamilySpec, Model, ModelConfig, graph_path};
@@ -18,6 +19,7 @@ use crate::onnx::passes::{
     sort_nodes,
 };
 use crate::preprocess::PixelValues;
+use crate::prune::{Features, Inputs, Kept, Needs};
 
 /// Axis of KV tensors `[1, kv_heads, rows, head_dim]` that grows.
 pub(super) const ROW_AXIS: usize = 2;
@@ -36,6 +38,10 @@ pub struct CpuBackend {
     n_logit_rows: usize,
     /// What draft models find.
     left: Shared,
+    /// Where the decoder can be read once more.
+    model: Model,
+    /// Loaded when a policy first needs it.
+    saliency: Option<Saliency>,
 }
 
 struct Vision {
@@ -163,6 +169,8 @@ impl CpuBackend {
             tap: None,
             n_logit_rows: 0,
             left: Shared::default(),
+            model: model.clone(),
+            saliency: None,
         })
     }
 
@@ -231,6 +239,53 @@ impl CpuBackend {
     }
 }
 
+/// What policies look at.
+impl CpuBackend {
+    /// The candidates' rows, one behind the other; where they are all rows nothing is copied.
+    fn candidate_rows(&self, candidates: &[usize]) -> Result<std::borrow::Cow<'_, [f32]>> {
+        if candidates.len() * self.d_model == self.features.len() {
+            return Ok(self.features.as_slice().into());
+        }
+        let mut rows = Vec::with_capacity(candidates.len() * self.d_model);
+        for &row in candidates {
+            self.copy_visual_row(row, &mut rows)?;
+        }
+        Ok(rows.into())
+    }
+
+    /// Mean of the embeddings of ids, `[d_model]`.
+    fn mean_embedding(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        let mut rows = Vec::with_capacity(ids.len() * self.d_model);
+        self.embedding.rows(ids, &mut rows)?;
+        let mut mean = vec![0f32; self.d_model];
+        for row in rows.chunks_exact(self.d_model) {
+            for (sum, x) in mean.iter_mut().zip(row) {
+                *sum += x / ids.len() as f32;
+            }
+        }
+        Ok(mean)
+    }
+
+    /// How much the rows behind the last visual one attend to each visual row of a prompt.
+    fn saliency(&self, prompt: &Prefill<'_>) -> Result<Vec<f32>> {
+        let saliency = self.saliency.as_ref().ok_or_else(|| Error::Unavailable {
+            what: "attention of the question".to_owned(),
+            reason: "its layers were not made ready".to_owned(),
+        })?;
+        let is_visual = |&id: &u32| id == prompt.image_token;
+        let behind = prompt.ids.iter().rposition(is_visual);
+        let behind = behind.map_or(0, |last| last + 1);
+        let from: Vec<i32> = (behind..prompt.ids.len()).map(|row| row as i32).collect();
+        let rows = self.prompt_rows(prompt)?;
+        let found = saliency.run(rows, prompt.positions, &from)?;
+        let of_all = prompt.ids.iter().zip(found);
+        Ok(of_all
+            .filter(|(id, _)| is_visual(id))
+            .map(|(_, attention)| attention)
+            .collect())
+    }
+}
+
 impl Backend for CpuBackend {
     fn encode(&mut self, image: &PixelValues) -> Result<usize> {
         self.features.clear();
@@ -251,6 +306,49 @@ impl Backend for CpuBackend {
             }
         }
         Ok(self.features.len() / self.d_model)
+    }
+
+    fn prepare_prune(&mut self, needs: Needs) -> Result<()> {
+        if needs.saliency && self.saliency.is_none() {
+            self.saliency = Some(Saliency::load(&self.model)?);
+        }
+        Ok(())
+    }
+
+    fn prune(&mut self, request: &Prune<'_>) -> Result<Kept> {
+        let needs = request.policy.needs();
+        let question = match needs.question {
+            true => Some(self.mean_embedding(request.question)?),
+            false => None,
+        };
+        let saliency = match needs.saliency {
+            true => Some(self.saliency(&request.prompt)?),
+            false => None,
+        };
+        let rows = self.candidate_rows(request.candidates)?;
+        let features = Features::new(&rows, self.d_model)?;
+        let kept = request.policy.choose(
+            &Inputs {
+                features,
+                places: request.places,
+                question: question.as_deref(),
+                saliency: saliency.as_deref(),
+            },
+            request.keep,
+        )?;
+        let merged = kept
+            .merge
+            .as_ref()
+            .map(|merge| merge.apply(&features, kept.indices.len()));
+        for (&index, row) in kept.indices.iter().zip(
+            merged
+                .iter()
+                .flat_map(|rows| rows.chunks_exact(self.d_model)),
+        ) {
+            let start = request.candidates[index] * self.d_model;
+            self.features[start..start + self.d_model].copy_from_slice(row);
+        }
+        Ok(kept)
     }
 
     fn takes_positions(&self) -> bool {

@@ -7,6 +7,7 @@
 //! | step      | in                                     | out                      |
 //! |-----------|----------------------------------------|--------------------------|
 //! | `encode`  | pixels `[tiles, 3, s, s]` f32          | features stay inside     |
+//! | `prune`   | a policy, rows to choose from, a count | which of them stay       |
 //! | `prefill` | ids, their positions, kept visual rows | logits of the last row   |
 //! | `step`    | ids of new rows                        | logits of all new rows   |
 //! | `rollback`| number of rows to keep                 |                          |
@@ -15,12 +16,14 @@ pub mod contract;
 pub mod cpu;
 mod cpu_draft;
 pub mod draft;
+mod saliency;
 
 pub use cpu::CpuBackend;
 pub use draft::DraftModel;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::preprocess::PixelValues;
+use crate::prune::{Kept, Needs, Place, Policy};
 
 /// A prompt, ready for the decoder.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +38,23 @@ pub struct Prefill<'a> {
     pub image_token: u32,
     /// Most rows that steps will add.
     pub reserve: usize,
+}
+
+/// Visual rows of which some are to stay.
+#[derive(Clone, Copy)]
+pub struct Prune<'a> {
+    /// Who chooses.
+    pub policy: &'a dyn Policy,
+    /// How many stay.
+    pub keep: usize,
+    /// Visual rows to choose from, ascending.
+    pub candidates: &'a [usize],
+    /// Where each of them stands in the frame; empty if nobody knows.
+    pub places: &'a [Place],
+    /// Ids of the question's words.
+    pub question: &'a [u32],
+    /// The prompt with all candidates.
+    pub prompt: Prefill<'a>,
 }
 
 /// Logits of some rows, `[rows, n_vocab]`.
@@ -84,6 +104,33 @@ pub trait Backend: Send {
     /// [`Error::Cuda`](crate::Error::Cuda) from the engine, [`Error::Shape`](crate::Error::Shape)
     /// if the model's features do not have the decoder's width.
     fn encode(&mut self, image: &PixelValues) -> Result<usize>;
+
+    /// Makes ready what [`prune`](Self::prune) needs for a policy that needs this, once, so that no answer's
+    /// time includes it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if the backend cannot prune; those of loading what is needed.
+    fn prepare_prune(&mut self, _needs: Needs) -> Result<()> {
+        Err(Error::Unavailable {
+            what: "pruning of visual tokens".to_owned(),
+            reason: "this backend has none".to_owned(),
+        })
+    }
+
+    /// Chooses the visual rows of the newest frame that stay: indices into the candidates.
+    ///
+    /// Where the policy averages rows, each row that stays becomes its average, until the next frame.
+    /// Saliency is the attention of the rows behind the last visual one, the question and what the
+    /// template writes after it, in the decoder's first two layers.
+    ///
+    /// # Errors
+    /// Those of the policy; [`Error::Unavailable`] if nothing was made ready; those of the engine.
+    fn prune(&mut self, _request: &Prune<'_>) -> Result<Kept> {
+        Err(Error::Unavailable {
+            what: "pruning of visual tokens".to_owned(),
+            reason: "this backend has none".to_owned(),
+        })
+    }
 
     /// Whether rows stand at the positions that they are given. Where they do not, because the
     /// model counts them itself, a prompt may have no gaps, and no visual token can be dropped.

@@ -1,6 +1,7 @@
 //! How to ask: the arguments that every subcommand which asks a model shares.
 
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
 
 use clap::ValueEnum;
@@ -11,8 +12,9 @@ use super::source::resolve;
 use crate::decode::{MAX_DRAFT, Sampling, Strategy};
 use crate::error::{Error, Result};
 use crate::limits;
-use crate::pipeline::{Ask, Pipeline, StopAt};
+use crate::pipeline::{Ask, Pipeline, Positions, Pruning, StopAt};
 use crate::preprocess::{Fit, Tiles};
+use crate::prune::{Keep, Pruner};
 
 /// Tokens of a draft where the user does not say.
 const DRAFT_TOKENS: usize = 4;
@@ -35,6 +37,15 @@ pub struct Knobs {
     /// Pictures that a frame may be split into (SmolVLM): auto, or a number; 1 = no split
     #[arg(long, value_name = "auto|N", default_value = "auto", value_parser = parse_tiles)]
     tiles: Tiles,
+    /// Share of the visual tokens that the model reads, above 0 to 1 [default: 1]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    keep: Option<f64>,
+    /// Who chooses them: attention, diverse, similarity, norm, grid or random [default: attention]
+    #[arg(long, value_name = "NAME", value_parser = Pruner::from_str)]
+    pruner: Option<Pruner>,
+    /// Where they stand: where they stood among all, or packed behind each other
+    #[arg(long, value_enum, default_value = "original")]
+    positions: PositionsArg,
     /// Where an answer ends
     #[arg(long, value_enum, default_value = "eos")]
     stop_at: StopAtArg,
@@ -62,7 +73,7 @@ pub struct Knobs {
         allow_negative_numbers = true
     )]
     repetition_penalty: f32,
-    /// Seed for drawing
+    /// Seed for drawing tokens, and of --pruner random
     #[arg(
         long,
         value_name = "S",
@@ -87,6 +98,12 @@ enum FitArg {
     Processor,
     Pad,
     Stretch,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum PositionsArg {
+    Original,
+    Packed,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -127,6 +144,19 @@ impl Knobs {
     /// this program does not have.
     pub fn check(&self) -> Result<()> {
         self.ask().sampling.validate()?;
+        match self.keep {
+            Some(share) => drop(Keep::new(share)?),
+            None if self.pruner.is_some() || self.positions == PositionsArg::Packed => {
+                return Err(Error::Argument {
+                    name: match self.pruner {
+                        Some(_) => "pruner",
+                        None => "positions",
+                    },
+                    reason: "acts with --keep SHARE".to_owned(),
+                });
+            }
+            None => {}
+        }
         if let Some(n) = self.draft_tokens {
             let reason = match self.strategy() {
                 Strategy::Always { .. } if (1..=MAX_DRAFT).contains(&n) => None,
@@ -196,6 +226,18 @@ impl Knobs {
             max_tokens: self.max_tokens,
             stop_at: self.stop_at(),
             draft: self.strategy(),
+            pruning: Pruning {
+                keep: self
+                    .keep
+                    .and_then(|keep| Keep::new(keep).ok())
+                    .unwrap_or(Keep::ALL),
+                pruner: self.pruner.unwrap_or_default(),
+                positions: match self.positions {
+                    PositionsArg::Original => Positions::Original,
+                    PositionsArg::Packed => Positions::Packed,
+                },
+                seed: self.seed,
+            },
             sampling: Sampling {
                 temperature: self.temperature.unwrap_or(if drawn { 1.0 } else { 0.0 }),
                 top_k: self.top_k.unwrap_or(0),

@@ -12,6 +12,7 @@ mod calibration;
 mod completions;
 mod doctor;
 mod eval;
+mod files;
 mod gate;
 mod inspect;
 mod interrupt;

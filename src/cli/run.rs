@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
+use super::files;
 use super::interrupt;
 use super::knobs::Knobs;
 use super::main::say;
@@ -34,6 +35,9 @@ pub struct Args {
     prompt: OsString,
     #[command(flatten)]
     knobs: Knobs,
+    /// Draw which visual tokens stayed, and the pruner's scores, on the image into this PNG file
+    #[arg(long, value_name = "OUT.png")]
+    overlay: Option<PathBuf>,
     /// Print one JSON object a line for each image
     #[arg(long)]
     json: bool,
@@ -50,6 +54,7 @@ impl Args {
         let question = self.question()?;
         Text::check_question(&question)?;
         self.knobs.check()?;
+        self.check_overlay()?;
         let mut pipeline = self.knobs.open(&self.model, cancel)?;
         let ask = Ask {
             cancel: Some(cancel),
@@ -80,6 +85,7 @@ impl Args {
             let mut begun = |_: &str| interrupt::end_at_once(false);
             let answer = pipeline.ask(frame, question, ask, &mut begun);
             let answer = answer.with_context(about)?;
+            self.draw_overlay(frame, &answer)?;
             // A line is whole or not there.
             interrupt::end_at_once(false);
             let written = serde_json::to_writer(&mut out, &answer).map_err(std::io::Error::from);
@@ -105,8 +111,44 @@ impl Args {
             out.write_all(text.as_bytes()).context(STDOUT)?;
         }
         writeln!(out).context(STDOUT)?;
+        self.draw_overlay(frame, &answer)?;
         say(format_args!("  {}", summary(&answer)));
         Ok(())
+    }
+
+    /// Refuses what no overlay can be written to, before a model is loaded.
+    fn check_overlay(&self) -> Result<(), Error> {
+        let Some(path) = &self.overlay else {
+            return Ok(());
+        };
+        let refused = |reason: String| {
+            Err(Error::Argument {
+                name: "overlay",
+                reason,
+            })
+        };
+        let is_png = path
+            .extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("png"));
+        if !is_png {
+            return refused(format!("{}: its name has to end in .png", path.display()));
+        }
+        if self.image.len() > 1 {
+            return refused(format!("one picture of {} images", self.image.len()));
+        }
+        files::check_output(path)
+    }
+
+    fn draw_overlay(&self, frame: &Frame, answer: &Answer) -> anyhow::Result<()> {
+        let Some(path) = &self.overlay else {
+            return Ok(());
+        };
+        if answer.visual_tokens.view.is_none() {
+            // Nothing was seen before it was interrupted.
+            return Ok(());
+        }
+        let png = answer.visual_tokens.overlay(frame)?;
+        Ok(files::write(path, &png)?)
     }
 
     fn question(&self) -> anyhow::Result<String> {

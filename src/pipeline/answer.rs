@@ -3,6 +3,9 @@
 use serde::Serialize;
 
 use crate::decode::{Report, Stop};
+use crate::error::{Error, Result};
+use crate::preprocess::{Frame, View};
+use crate::prune::{Overlay, draw};
 
 /// An answer with everything that a user may want to know of how it came about.
 #[derive(Debug, Clone, Serialize)]
@@ -40,6 +43,32 @@ pub struct VisualTokens {
     pub indices: Vec<usize>,
     /// The policy that chose them, if one did.
     pub pruner: Option<&'static str>,
+    /// The policy's scores of all tokens, NaN for those in padding; empty if it has none.
+    #[serde(skip)]
+    pub scores: Vec<f32>,
+    /// Where the frame's pixels went; `None` if nothing was asked.
+    #[serde(skip)]
+    pub view: Option<View>,
+}
+
+impl VisualTokens {
+    /// A picture of what stayed, as a PNG file: see [`draw`].
+    ///
+    /// # Errors
+    /// [`Error::Image`] if the tokens are no grid, or the answer ended before there were any.
+    pub fn overlay(&self, frame: &Frame) -> Result<Vec<u8>> {
+        let view = self.view.as_ref().ok_or_else(|| Error::Image {
+            name: frame.name().to_owned(),
+            reason: "no overlay: the model has not seen it".to_owned(),
+        })?;
+        draw(&Overlay {
+            frame,
+            view,
+            total: self.total,
+            kept: &self.indices,
+            scores: &self.scores,
+        })
+    }
 }
 
 /// Milliseconds of each stage.

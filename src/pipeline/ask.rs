@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::answer::{Answer, Timings, VisualTokens};
 use super::open::Pipeline;
+use super::prune::{Pruning, Seen};
 use crate::backend::Prefill;
 use crate::decode::{Limits, Report, Sampler, Sampling, SentenceEnd, Stop, Strategy, generate};
 use crate::error::{Error, Result};
@@ -39,6 +40,8 @@ pub struct Ask<'a> {
     pub stop_at: StopAt,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// Which visual tokens stay: all, if not said otherwise.
+    pub pruning: Pruning,
     /// How the answer is drafted: never, if not said otherwise.
     pub draft: Strategy,
     /// No pass of the model starts after this instant.
@@ -65,6 +68,10 @@ impl Pipeline {
         ask: &Ask<'_>,
         on_text: &mut dyn FnMut(&str),
     ) -> Result<Answer> {
+        let policy = ask.pruning.policy();
+        if let Some(policy) = &policy {
+            self.backend.prepare_prune(policy.needs())?;
+        }
         self.prepare_drafts(ask)?;
         let start = Instant::now();
         let mut timings = Timings::default();
@@ -83,8 +90,9 @@ impl Pipeline {
             .or(self.config.max_new_tokens)
             .unwrap_or(DEFAULT_MAX_TOKENS)
             .min(self.config.max_positions - prompt.ids.len());
+        let eos = self.config.eos.clone();
         let limits = Limits {
-            eos: &self.config.eos,
+            eos: &eos,
             max_tokens,
             deadline: ask.deadline,
             cancel: ask.cancel,
@@ -99,17 +107,18 @@ impl Pipeline {
         timings.vision = ms(vision.elapsed());
 
         let prune = Instant::now();
-        let kept = match self.backend.takes_positions() {
-            true => kept_tokens(&image, total),
-            false => (0..total).collect(),
+        let seen = Seen {
+            view: image.view(),
+            total,
         };
-        let (ids, positions) = drop_slots(&prompt.ids, self.config.image_token_id, &kept, total)?;
+        let (visual_tokens, ids, positions) =
+            self.prune(&ask.pruning, policy.as_deref(), question, &prompt.ids, seen)?;
         timings.prune = ms(prune.elapsed());
 
         let prefill = Prefill {
             ids: &ids,
             positions: &positions,
-            visual: &kept,
+            visual: &visual_tokens.indices,
             image_token: self.config.image_token_id,
             reserve: max_tokens,
         };
@@ -167,12 +176,7 @@ impl Pipeline {
             backend: self.backend_name(),
             precision: self.precision().to_owned(),
             prompt_tokens: ids.len(),
-            visual_tokens: VisualTokens {
-                total,
-                kept: kept.len(),
-                indices: kept,
-                pruner: None,
-            },
+            visual_tokens,
             speculation: done.speculation,
             timings_ms: timings,
             peak_memory_bytes: peak_resident_bytes(),
@@ -231,117 +235,9 @@ fn slot(image: &PixelValues, tiled: bool) -> ImageSlot {
     }
 }
 
-/// Visual tokens that see at least one pixel of the frame: padding is dropped before prefill.
-///
-/// Every picture of a frame has a square grid of tokens; where `total` says otherwise all stay.
-fn kept_tokens(image: &PixelValues, total: usize) -> Vec<usize> {
-    let (pictures, size) = (image.pixels.shape()[0].max(1), image.side());
-    let per_picture = total / pictures;
-    let side = per_picture.isqrt();
-    let is_grid = side > 0 && side * side * pictures == total && size.is_multiple_of(side);
-    if !is_grid {
-        return (0..total).collect();
-    }
-    let cell = size / side;
-    let sees = |&token: &usize| {
-        let [x0, y0, x1, y1] = image.content_of(token / per_picture);
-        let place = token % per_picture;
-        let (x, y) = (place % side * cell, place / side * cell);
-        x < x1 && x + cell > x0 && y < y1 && y + cell > y0
-    };
-    (0..total).filter(sees).collect()
-}
-
-/// Ids and positions without the slots of visual tokens that were dropped.
-fn drop_slots(
-    ids: &[u32],
-    image_token: u32,
-    kept: &[usize],
-    total: usize,
-) -> Result<(Vec<u32>, Vec<u32>)> {
-    let slots = ids.iter().filter(|&&id| id == image_token).count();
-    if slots != total {
-        return Err(Error::Shape {
-            name: "image_features".to_owned(),
-            expected: format!("{slots} visual tokens, as the prompt has slots"),
-            actual: total.to_string(),
-        });
-    }
-    let mut slot = 0;
-    let mut kept = kept.iter().peekable();
-    let stays = |&(_, id): &(u32, u32)| {
-        if id != image_token {
-            return true;
-        }
-        slot += 1;
-        kept.next_if(|&&token| token == slot - 1).is_some()
-    };
-    let (positions, ids) = (0u32..).zip(ids.iter().copied()).filter(stays).unzip();
-    Ok((ids, positions))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::Tensor;
-
-    fn image(pictures: usize, grid: Option<(usize, usize)>, content: [usize; 4]) -> PixelValues {
-        let data = vec![0.0; pictures * 192];
-        PixelValues {
-            pixels: Tensor::new("pixels", [pictures, 3, 8, 8], data).expect("shape"),
-            mask: grid
-                .map(|_| Tensor::new("mask", [pictures, 8, 8], vec![1; 64 * pictures]))
-                .transpose()
-                .expect("shape"),
-            grid,
-            content,
-            notes: Default::default(),
-        }
-    }
-
-    #[test]
-    fn kept_tokens_see_at_least_one_pixel_of_the_frame() {
-        let cases: [([usize; 4], &[usize]); 3] = [
-            (
-                [0, 0, 8, 8],
-                &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
-            ),
-            ([0, 2, 8, 5], &[4, 5, 6, 7, 8, 9, 10, 11]),
-            ([3, 0, 4, 8], &[1, 5, 9, 13]),
-        ];
-        for (content, kept) in cases {
-            assert_eq!(
-                kept_tokens(&image(1, None, content), 16),
-                kept,
-                "{content:?}"
-            );
-        }
-    }
-
-    /// Two by two tiles of 8 x 8 pixels and the whole frame, four tokens each.
-    #[test]
-    fn kept_tokens_of_tiles_are_those_of_each_tile() {
-        let cases: [([usize; 4], &[usize]); 3] = [
-            (
-                [0, 0, 16, 16],
-                &[
-                    0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
-                ],
-            ),
-            // Rows 5 to 9: the lower half of the upper tiles, the upper half of the lower ones.
-            ([0, 5, 16, 10], &[2, 3, 6, 7, 8, 9, 12, 13, 16, 17, 18, 19]),
-            // All of it in the tile at top left.
-            ([1, 1, 4, 4], &[0, 16]),
-        ];
-        for (content, kept) in cases {
-            let image = image(5, Some((2, 2)), content);
-            assert_eq!(kept_tokens(&image, 20), kept, "{content:?}");
-            // A tower that left a picture out, or has other tokens: nobody knows which is which.
-            for total in [16, 15, 0] {
-                assert_eq!(kept_tokens(&image, total).len(), total);
-            }
-        }
-    }
 
     #[test]
     fn question_that_is_cancelled_or_late_reaches_no_pass_of_the_model() {
@@ -368,18 +264,5 @@ mod tests {
                 (0.0, 0)
             );
         }
-    }
-
-    #[test]
-    fn drop_slots_keeps_original_positions() {
-        let (ids, positions) = drop_slots(&[5, 9, 9, 9, 6], 9, &[1], 3).expect("slots");
-        assert_eq!(
-            (ids.as_slice(), positions.as_slice()),
-            ([5, 9, 6].as_slice(), [0, 2, 4].as_slice())
-        );
-        assert!(matches!(
-            drop_slots(&[5, 9], 9, &[0], 2),
-            Err(Error::Shape { .. })
-        ));
     }
 }

@@ -9,8 +9,10 @@ mod answer;
 mod ask;
 mod draft_costs;
 mod open;
+mod prune;
 
 pub use crate::decode::{Report as Speculation, Strategy};
 pub use answer::{Answer, Timings, VisualTokens};
 pub use ask::{Ask, StopAt};
 pub use open::{Pipeline, Source};
+pub use prune::{Positions, Pruning};

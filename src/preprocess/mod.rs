@@ -37,4 +37,4 @@ mod processor;
 mod resample;
 
 pub use frame::Frame;
-pub use processor::{Fit, Notes, PixelValues, Processor, Tiles};
+pub use processor::{Fit, Notes, PixelValues, Processor, Tiles, View};

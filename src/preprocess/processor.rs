@@ -61,19 +61,55 @@ pub struct PixelValues {
     /// Left, top, right and bottom of the frame's own pixels, the rest being padding: in the
     /// image, or with a grid in the `rows * s` by `columns * s` picture that was cut into tiles.
     pub content: [usize; 4],
+    /// Left, top, right and bottom of the part of the frame that `content` shows, in the frame's
+    /// own pixels.
+    pub shown: [f64; 4],
     /// What was lost.
     pub notes: Notes,
 }
 
+/// Where the pixels of a frame went: a [`PixelValues`] without its pixels.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct View {
+    /// Number of images.
+    pub n_pictures: usize,
+    /// Side of every image, in pixels.
+    pub side: usize,
+    /// As [`PixelValues::grid`].
+    pub grid: Option<(usize, usize)>,
+    /// As [`PixelValues::content`].
+    pub content: [usize; 4],
+    /// As [`PixelValues::shown`].
+    pub shown: [f64; 4],
+}
+
 impl PixelValues {
+    /// Where the frame's pixels are.
+    pub fn view(&self) -> View {
+        View {
+            n_pictures: self.pixels.shape()[0],
+            side: self.side(),
+            grid: self.grid,
+            content: self.content,
+            shown: self.shown,
+        }
+    }
+
     /// Side of every image, in pixels.
     pub fn side(&self) -> usize {
         self.pixels.shape()[3]
     }
 
+    /// As [`View::content_of`].
+    pub fn content_of(&self, index: usize) -> [usize; 4] {
+        self.view().content_of(index)
+    }
+}
+
+impl View {
     /// [`content`](Self::content) in image `index` itself; four zeros if that is all padding.
     pub fn content_of(&self, index: usize) -> [usize; 4] {
-        let side = self.side();
+        let side = self.side;
         let [left, top, right, bottom] = self.content;
         let Some((rows, columns)) = self.grid else {
             return self.content;
@@ -94,6 +130,30 @@ impl PixelValues {
             return [0; 4];
         }
         [x.start, y.start, x.end, y.end]
+    }
+
+    /// A rectangle of image `index` (left, top, right, bottom) in the frame's own pixels; it may
+    /// reach beyond the frame where the image has padding.
+    pub fn in_frame(&self, index: usize, rect: [f64; 4]) -> [f64; 4] {
+        let side = self.side as f64;
+        // On the picture that `content` is given in.
+        let (size, at) = match self.grid {
+            Some((rows, columns)) if index < rows * columns => (
+                (1.0, 1.0),
+                ((index % columns) as f64, (index / columns) as f64),
+            ),
+            Some((rows, columns)) => ((columns as f64, rows as f64), (0.0, 0.0)),
+            None => ((1.0, 1.0), (0.0, 0.0)),
+        };
+        let axis = |pixel: f64, size: f64, at: f64, low: usize, high: usize| {
+            let [low, high] = [low, high].map(|x| x as f64);
+            (pixel * size + at * side - low) / (high - low).max(1.0)
+        };
+        let [left, top, right, bottom] = self.content;
+        let [from_x, from_y, to_x, to_y] = self.shown;
+        let x = |pixel| from_x + axis(pixel, size.0, at.0, left, right) * (to_x - from_x);
+        let y = |pixel| from_y + axis(pixel, size.1, at.1, top, bottom) * (to_y - from_y);
+        [x(rect[0]), y(rect[1]), x(rect[2]), y(rect[3])]
     }
 }
 
@@ -199,17 +259,28 @@ impl Processor {
             let range = geometry::scale_range(offset..offset + len, from, to);
             let visible = window(&range, crop.kept.start, crop.kept.len());
             let share = visible.len() as f64 / range.len() as f64;
-            (visible.start + crop.at, visible.end + crop.at, share)
+            // Back on the frame's own axis, of which `from` pixels became `to`.
+            let back = |at: usize| {
+                let at = (at + crop.kept.start) as f64;
+                at * from as f64 / to as f64 - offset as f64
+            };
+            let seen = [visible.start, visible.end].map(|at| back(at).clamp(0.0, len as f64));
+            (
+                [visible.start + crop.at, visible.end + crop.at],
+                seen,
+                share,
+            )
         };
-        let (left, right, across) =
+        let ([left, right], seen_x, across) =
             content(&x, canvas.offset.0, canvas.width, canvas.size.0, full.0);
-        let (top, bottom, down) =
+        let ([top, bottom], seen_y, down) =
             content(&y, canvas.offset.1, canvas.height, canvas.size.1, full.1);
         Ok(PixelValues {
             pixels: Tensor::new("pixel_values", [1, 3, side, side], data)?,
             mask: None,
             grid: None,
             content: [left, top, right, bottom],
+            shown: [seen_x[0], seen_y[0], seen_x[1], seen_y[1]],
             notes: Notes {
                 cropped_share: 1.0 - across * down,
             },
@@ -290,6 +361,7 @@ impl Processor {
             mask: mask.transpose()?,
             grid: (n > 1).then_some(plan.grid),
             content: [x.start, y.start, x.end, y.end],
+            shown: [0.0, 0.0, canvas.width as f64, canvas.height as f64],
             notes: Notes::default(),
         })
     }

@@ -109,6 +109,18 @@ impl Text {
         Ok(())
     }
 
+    /// Ids of a question alone, as no prompt contains it: what a pruner compares pictures with.
+    ///
+    /// # Errors
+    /// Those of [`check_question`](Self::check_question); [`Error::Malformed`] naming the tokenizer.
+    pub fn question(&self, question: &str) -> Result<Vec<u32>> {
+        Self::check_question(question)?;
+        let mut ids = Vec::new();
+        self.vocabulary
+            .encode(self.template.shown(question), &mut ids)?;
+        Ok(ids)
+    }
+
     /// The text of token ids, special tokens left out.
     ///
     /// # Errors

@@ -1,0 +1,144 @@
+//! What a question attends to: the first layers of a decoder, run for their attention alone.
+
+use std::collections::{BTreeSet, HashSet};
+
+use rten::{NodeId, Value, ValueOrView};
+use rten_tensor::{Tensor, TensorView};
+
+use super::contract;
+use crate::cpu::Session;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::onnx::passes::{
+    LOGIT_ROWS, LowerOptions, SALIENCY, SALIENCY_ROWS, Tap, TapNames, add_taps, lower, place_rows,
+    select_logit_rows,
+};
+use crate::onnx::{DataType, OnnxModel};
+
+/// Layers of the decoder that are looked at, the first ones: FastV (arXiv 2403.06764) drops tokens by
+/// the attention of the second. A pass of all layers would cost what pruning saves.
+const LAYERS: usize = 2;
+
+/// The layers of a decoder whose attention is looked at.
+fn layers(n_layers: usize) -> BTreeSet<usize> {
+    (0..n_layers.min(LAYERS)).collect()
+}
+
+/// The part of a decoder that makes the attention of its first layers.
+pub(super) struct Saliency {
+    session: Session,
+    embeds: NodeId,
+    rows: NodeId,
+    attention_mask: Option<NodeId>,
+    position_ids: Option<NodeId>,
+    /// Caches, all of them empty, with their shape `[1, kv_heads, 0, head_dim]`.
+    past: Vec<NodeId>,
+    kv_shape: [usize; 4],
+    saliency: NodeId,
+}
+
+impl Saliency {
+    /// Reads the decoder once more, and loads what makes the attention of its first layers: their
+    /// weights are in memory twice.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the attention is not found; those of reading and loading it.
+    pub(super) fn load(model: &Model) -> Result<Self> {
+        let config = &model.config;
+        let family = config.family;
+        let mut decoder = OnnxModel::load(&model.files.decoder)?;
+        contract::check_decoder(&decoder, config)?;
+        if !decoder.graph().input.iter().any(|i| i.name == LOGIT_ROWS) {
+            select_logit_rows(&mut decoder)?;
+        }
+        place_rows(&mut decoder, family.position_ids, family.inputs_embeds);
+        let options = LowerOptions {
+            weights: Some(DataType::F32),
+            ..LowerOptions::default()
+        };
+        lower(&mut decoder, &options)?;
+        let names = TapNames {
+            inputs_embeds: family.inputs_embeds,
+            past: family.past_prefix,
+            present: family.present_prefix,
+            n_layers: config.n_layers,
+            n_heads: config.n_heads,
+        };
+        let tap = Tap::Saliency(layers(config.n_layers));
+        add_taps(&mut decoder, &[tap], &names)?;
+        let graph = decoder.graph_mut();
+        graph.output.retain(|output| output.name == SALIENCY);
+        graph.remove_unused();
+        let mut read = HashSet::new();
+        for node in &graph.node {
+            node.each_read(&mut |name| {
+                read.insert(name.to_owned());
+            });
+        }
+        graph.input.retain(|input| read.contains(&input.name));
+        let session = Session::load(&decoder)?;
+        let optional = |name: &str| {
+            let present = session.has_input(name);
+            present.then(|| session.input(name)).transpose()
+        };
+        let mut past = Vec::new();
+        for layer in 0..config.n_layers {
+            for name in [family.past_key(layer), family.past_value(layer)] {
+                past.extend(optional(&name)?);
+            }
+        }
+        Ok(Self {
+            embeds: session.input(family.inputs_embeds)?,
+            rows: session.input(SALIENCY_ROWS)?,
+            attention_mask: optional(family.attention_mask)?,
+            position_ids: optional(family.position_ids)?,
+            saliency: session.output(SALIENCY)?,
+            past,
+            kv_shape: [1, config.n_kv_heads, 0, config.head_dim],
+            session,
+        })
+    }
+
+    /// How much the rows `from` attend to each row of a prompt, `[n]`; `rows` are those of the prompt,
+    /// `[n, d_model]`.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub(super) fn run(&self, rows: Vec<f32>, positions: &[u32], from: &[i32]) -> Result<Vec<f32>> {
+        let n = positions.len();
+        let d_model = rows.len() / n.max(1);
+        let positions: Vec<i32> = positions.iter().map(|&p| p as i32).collect();
+        let from = TensorView::from_data(&[from.len()], from);
+        let mut inputs: Vec<(NodeId, ValueOrView<'_>)> = vec![
+            (
+                self.embeds,
+                Tensor::from_data(&[1, n, d_model], rows).into(),
+            ),
+            (self.rows, from.into()),
+        ];
+        if let Some(id) = self.attention_mask {
+            inputs.push((id, Tensor::<i32>::full(&[1, n], 1).into()));
+        }
+        if let Some(id) = self.position_ids {
+            inputs.push((id, Tensor::from_data(&[1, n], positions).into()));
+        }
+        for &id in &self.past {
+            inputs.push((id, Tensor::<f32>::zeros(&self.kv_shape).into()));
+        }
+        let value = self
+            .session
+            .run(inputs, &[self.saliency])?
+            .into_iter()
+            .next();
+        let found = value.and_then(Value::into_tensor::<f32>);
+        let found = found.map(|tensor| tensor.into_data()).unwrap_or_default();
+        if found.len() != n {
+            return Err(Error::Shape {
+                name: SALIENCY.to_owned(),
+                expected: format!("[1, {n}] f32"),
+                actual: format!("{} numbers", found.len()),
+            });
+        }
+        Ok(found)
+    }
+}
