@@ -20,7 +20,7 @@ mod stats;
 
 pub use check::{Checked, check_items};
 pub use energy::{Meter, Watched};
-pub use order::{Agreement, EvalOptions, Evaluation, Outcome, Progress, evaluate};
+pub use order::{Agreement, EvalOptions, Evaluation, Outcome, Progress, evaluate, is_right};
 pub use report::{
     AgreementReport, Difference, Energy, FamilyReport, ItemsReport, LatencyReport, OTHER, Report,
     TokensReport,

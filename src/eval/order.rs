@@ -164,6 +164,12 @@ fn add(share: &mut Share, hit: Option<bool>) {
     }
 }
 
+/// Whether a text is the item's answer, spaces at their ends aside; `None` if it has none.
+pub fn is_right(item: &Item, text: &str) -> Option<bool> {
+    let wanted = item.answer.as_ref()?;
+    Some(wanted.trim() == text.trim())
+}
+
 fn judge(
     index: usize,
     item: &Item,
@@ -171,14 +177,11 @@ fn judge(
     theirs: Option<Answer>,
     eos: &[u32],
 ) -> Outcome {
-    let is_right = |text: &str| {
-        item.answer
-            .as_ref()
-            .map(|wanted| wanted.trim() == text.trim())
-    };
-    let right = is_right(&answer.text);
+    let right = is_right(item, &answer.text);
     let ended = answer.stop == Stop::Eos;
-    let reference_right = theirs.as_ref().and_then(|theirs| is_right(&theirs.text));
+    let reference_right = theirs
+        .as_ref()
+        .and_then(|theirs| is_right(item, &theirs.text));
     let reference = match theirs {
         Some(theirs) => Some((theirs.token_ids, theirs.stop == Stop::Eos)),
         None => item.token_ids.clone().map(|ids| {

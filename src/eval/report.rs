@@ -272,9 +272,13 @@ fn energy(watched: &Watched, outcomes: &[Outcome]) -> Energy {
 
 impl LatencyReport {
     fn of(outcomes: &[Outcome]) -> Self {
-        let stage = |stage: fn(&Timings) -> f64| {
-            Spread::of(outcomes.iter().map(|o| stage(&o.answer.timings_ms)))
-        };
+        Self::of_timings(outcomes.iter().map(|o| o.answer.timings_ms))
+    }
+
+    /// Of the timings of some answers.
+    pub fn of_timings(timings: impl IntoIterator<Item = Timings>) -> Self {
+        let timings: Vec<Timings> = timings.into_iter().collect();
+        let stage = |stage: fn(&Timings) -> f64| Spread::of(timings.iter().map(stage));
         Self {
             preprocess: stage(|t| t.preprocess),
             vision: stage(|t| t.vision),
