@@ -5,6 +5,7 @@
 
 pub mod accuracy;
 pub mod backend;
+pub mod bench;
 pub mod build;
 pub mod bundle;
 pub mod calibrate;

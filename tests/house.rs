@@ -33,6 +33,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("calibrate", 8),
     ("eval", 8),
     ("accuracy", 9),
+    ("bench", 9),
     ("cli", 10),
 ];
 

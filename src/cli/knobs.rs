@@ -190,6 +190,11 @@ impl Knobs {
         Ok(pipeline)
     }
 
+    /// Files of a model folder to use.
+    pub fn variant(&self) -> Option<&str> {
+        self.variant.as_deref()
+    }
+
     /// How answers are drafted.
     fn strategy(&self) -> Strategy {
         let always = |drafter| Strategy::Always {

@@ -3,6 +3,7 @@
 //! stdout carries the result, stderr everything else. Exit status: 0 done, 1 failed, 2 usage,
 //! 3 a threshold was missed, 130 interrupted.
 
+mod bench;
 mod build;
 #[cfg(feature = "tensorrt")]
 mod build_plan;
