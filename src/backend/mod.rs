@@ -100,8 +100,8 @@ pub trait Backend: Send {
     /// Encodes a frame and keeps its visual rows; returns how many there are.
     ///
     /// # Errors
-    /// [`Error::Cpu`](crate::Error::Cpu), [`Error::Engine`](crate::Error::Engine) or
-    /// [`Error::Cuda`](crate::Error::Cuda) from the engine, [`Error::Shape`](crate::Error::Shape)
+    /// [`Error::Cpu`], [`Error::Engine`] or
+    /// [`Error::Cuda`] from the engine, [`Error::Shape`]
     /// if the model's features do not have the decoder's width.
     fn encode(&mut self, image: &PixelValues) -> Result<usize>;
 
@@ -148,7 +148,7 @@ pub trait Backend: Send {
     /// Starts a new sequence; returns the logits after the prompt's last token, one row.
     ///
     /// # Errors
-    /// As [`Backend::encode`]; [`Error::Shape`](crate::Error::Shape) if slots and rows disagree.
+    /// As [`Backend::encode`]; [`Error::Shape`] if slots and rows disagree.
     fn prefill(&mut self, prompt: &Prefill<'_>) -> Result<Logits>;
 
     /// Appends rows to the sequence, the first at `position`; returns logits after each of them.
@@ -160,7 +160,7 @@ pub trait Backend: Send {
     /// Forgets all rows of the sequence but the first `n_rows`.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) if the sequence is shorter.
+    /// [`Error::Shape`] if the sequence is shorter.
     fn rollback(&mut self, n_rows: usize) -> Result<()>;
 
     /// Hidden states before the LM head for the rows whose logits the newest pass returned,
