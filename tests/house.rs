@@ -52,6 +52,10 @@ const FENCES: &[(&str, &str)] = &[
         "vector instructions, and addresses within checked slices",
     ),
     ("src/cuda/ffi.rs", "calls into the CUDA driver and NVRTC"),
+    (
+        "src/cuda/kernels/machines.rs",
+        "tests launch kernels, on the host and on a GPU",
+    ),
     ("src/huge_pages.rs", "an allocator"),
     ("src/onnx/map.rs", "files mapped into memory"),
     ("src/trt/ffi.rs", "the bridge to the C++ shim"),

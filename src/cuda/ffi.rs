@@ -4,7 +4,7 @@
 //! function below [`driver_is_present`] asks that first.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::Path;
 
 use cudarc::driver::{DriverError, result, sys};
@@ -126,4 +126,98 @@ pub(super) fn nvrtc_version(path: &Path) -> std::result::Result<(u32, u32), Stri
         0 => Ok((major.unsigned_abs(), minor.unsigned_abs())),
         status => Err(format!("nvrtcVersion returned {status}")),
     }
+}
+
+/// Compiles a program with the NVRTC library `path`: the cubin, and the log.
+pub(super) fn nvrtc_compile(
+    path: &Path,
+    source: &str,
+    options: &[String],
+) -> Result<(Vec<u8>, String)> {
+    type Program = *mut c_void;
+    type Strings = *const *const c_char;
+    type Create = unsafe extern "C" fn(
+        *mut Program,
+        *const c_char,
+        *const c_char,
+        c_int,
+        Strings,
+        Strings,
+    ) -> c_int;
+    type Compile = unsafe extern "C" fn(Program, c_int, Strings) -> c_int;
+    type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
+    type Read = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
+    type Destroy = unsafe extern "C" fn(*mut Program) -> c_int;
+
+    let failed = |call, message: String| Error::Cuda { call, message };
+    let text = |text: &str| {
+        CString::new(text).map_err(|_| failed("nvrtcCreateProgram", "a zero in a text".to_owned()))
+    };
+    let (source, name) = (text(source)?, text("trtvlm.cu")?);
+    let options = options.iter().map(|option| text(option));
+    let options: Vec<CString> = options.collect::<Result<_>>()?;
+    let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
+
+    // SAFETY: a library of this name is NVRTC, whose initialisers any program linked with it runs.
+    let library = unsafe { libloading::Library::new(path) }
+        .map_err(|e| failed("nvrtcCreateProgram", e.to_string()))?;
+    // SAFETY: these functions have had these signatures since CUDA 11.1.
+    let calls = unsafe {
+        let find = || {
+            Ok((
+                library.get::<Create>(c"nvrtcCreateProgram")?,
+                library.get::<Compile>(c"nvrtcCompileProgram")?,
+                library.get::<Size>(c"nvrtcGetProgramLogSize")?,
+                library.get::<Read>(c"nvrtcGetProgramLog")?,
+                library.get::<Size>(c"nvrtcGetCUBINSize")?,
+                library.get::<Read>(c"nvrtcGetCUBIN")?,
+                library.get::<Destroy>(c"nvrtcDestroyProgram")?,
+            ))
+        };
+        find()
+    };
+    let (create, compile, log_size, log, cubin_size, cubin, destroy) =
+        calls.map_err(|e: libloading::Error| failed("nvrtcCreateProgram", e.to_string()))?;
+
+    let mut program: Program = std::ptr::null_mut();
+    // SAFETY: both texts end with a zero and outlive the call; there are no headers.
+    let status = unsafe {
+        let none = std::ptr::null();
+        create(&mut program, source.as_ptr(), name.as_ptr(), 0, none, none)
+    };
+    if status != 0 {
+        return Err(failed("nvrtcCreateProgram", format!("returned {status}")));
+    }
+    let read = |size: &Size, read: &Read| {
+        let mut len = 0;
+        // SAFETY: `program` was made above and is destroyed below; the buffer has the bytes that the
+        // library says it writes.
+        unsafe {
+            if size(program, &mut len) != 0 {
+                return Vec::new();
+            }
+            let mut bytes = vec![0u8; len];
+            match read(program, bytes.as_mut_ptr().cast()) {
+                0 => bytes,
+                _ => Vec::new(),
+            }
+        }
+    };
+    // SAFETY: as many pointers as are said, to texts that outlive the call.
+    let status = unsafe { compile(program, pointers.len() as c_int, pointers.as_ptr()) };
+    let log = read(&log_size, &log);
+    let bytes = match status {
+        0 => read(&cubin_size, &cubin),
+        _ => Vec::new(),
+    };
+    // SAFETY: `program` was made above and is not used any more.
+    unsafe { destroy(&mut program) };
+    let log = String::from_utf8_lossy(log.strip_suffix(b"\0").unwrap_or(&log)).into_owned();
+    if status != 0 || bytes.is_empty() {
+        return Err(failed(
+            "nvrtcCompileProgram",
+            format!("returned {status}: {}", log.trim()),
+        ));
+    }
+    Ok((bytes, log))
 }

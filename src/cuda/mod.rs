@@ -4,6 +4,7 @@
 //! on a machine without them.
 
 mod ffi;
+pub mod kernels;
 mod path;
 mod probe;
 
