@@ -62,6 +62,7 @@ pub(super) struct Head {
     inputs: [NodeId; 4],
     outputs: [NodeId; 4],
     vocabulary: Vec<u32>,
+    acceptance: f64,
     embedding: Arc<Embedding>,
     d_model: usize,
     cache_shape: [usize; 4],
@@ -104,6 +105,7 @@ impl Head {
             session,
             d_model: spec.d_model,
             vocabulary: spec.vocabulary,
+            acceptance: spec.acceptance,
             embedding,
             cache_shape: [1, heads, 0, head_dim],
             shared,
@@ -150,6 +152,10 @@ impl DraftModel for Head {
         &self.vocabulary
     }
 
+    fn acceptance(&self) -> f64 {
+        self.acceptance
+    }
+
     fn begin(&mut self, prompt: &Prefill<'_>) {
         self.prompt.set(prompt);
         self.n_rows = 0;
@@ -188,6 +194,7 @@ pub(super) struct EarlyExit {
     hidden: NodeId,
     logits: NodeId,
     vocabulary: Vec<u32>,
+    acceptance: f64,
     embedding: Arc<Embedding>,
     shared: Shared,
     prompt: Prompt,
@@ -215,6 +222,7 @@ impl EarlyExit {
             logits: session.output(DRAFT_LOGITS)?,
             session,
             vocabulary: spec.vocabulary,
+            acceptance: spec.acceptance,
             embedding,
             shared,
             prompt: Prompt::default(),
@@ -246,6 +254,10 @@ impl DraftModel for EarlyExit {
 
     fn vocabulary(&self) -> &[u32] {
         &self.vocabulary
+    }
+
+    fn acceptance(&self) -> f64 {
+        self.acceptance
     }
 
     fn begin(&mut self, prompt: &Prefill<'_>) {

@@ -44,6 +44,9 @@ pub trait DraftModel: Send {
     /// The token id of each logit.
     fn vocabulary(&self) -> &[u32];
 
+    /// Share of the tokens it proposed that the target accepted when it was trained, 0 to 1.
+    fn acceptance(&self) -> f64;
+
     /// Starts a sequence with the prompt that the target begins with.
     fn begin(&mut self, prompt: &Prefill<'_>);
 

@@ -45,16 +45,31 @@ pub(super) struct Acceptance {
     kinds: [[Trials; MAX_DRAFT]; Outlook::CLASSES],
     /// First tokens of all classes.
     all: Trials,
+    /// What was known before anybody tried.
+    known: Option<f64>,
 }
 
 impl Acceptance {
+    /// Of a drafter of which this share of tokens is known to be accepted, if it is known.
+    pub(super) fn knowing(known: Option<f64>) -> Self {
+        Self {
+            known,
+            ..Self::default()
+        }
+    }
+
+    /// Whether there was something to go by before the first draft.
+    pub(super) fn is_known(&self) -> bool {
+        self.known.is_some()
+    }
+
     /// Expected tokens of a pass with a draft of 1, 2, ... [`MAX_DRAFT`] tokens, the target's own
     /// one included.
     ///
     /// A place that was seldom reached is taken to be like the one before it, a class that was seldom tried
     /// like the others.
     pub(super) fn expected_tokens(&self, class: usize) -> [f64; MAX_DRAFT] {
-        let mut rate = self.all.rate(PRIOR);
+        let mut rate = self.all.rate(self.known.unwrap_or(PRIOR));
         let (mut tokens, mut reached) = (1.0, 1.0);
         let mut expected = [0.0; MAX_DRAFT];
         for (trials, expected) in self.kind(class).iter().zip(&mut expected) {
@@ -110,6 +125,16 @@ mod tests {
     fn expected_tokens_of_a_stranger_are_those_of_one_half() {
         let expected = Acceptance::default().expected_tokens(3);
         assert_eq!(expected[..3], [1.5, 1.75, 1.875]);
+    }
+
+    #[test]
+    fn expected_tokens_of_a_trained_drafter_are_known_until_it_fails() {
+        let mut acceptance = Acceptance::knowing(Some(0.8));
+        assert!(acceptance.is_known() && close(acceptance.expected_tokens(0)[3], 3.36));
+        for _ in 0..3 {
+            acceptance.saw(0, 1, 0);
+        }
+        assert!(acceptance.expected_tokens(0)[0] < 1.2);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //!
 //! - A draft may be tried if what it loses at worst is covered by *credit*. Credit starts at nothing, grows with every
 //!   token by the allowance and with what drafts have won, and shrinks with what they have lost. It does not grow beyond one step.
-//! - A draft beyond that is asked for where its class has proved itself, as long as drafts have not lost anything in
+//! - A draft beyond that is asked for where its class has proved itself, here or when the drafter was trained, as long as drafts have not lost anything in
 //!   this answer.
 
 use super::acceptance::Acceptance;
@@ -65,9 +65,10 @@ pub(super) struct Auto {
 }
 
 impl Auto {
-    pub(super) fn new(n_drafters: usize) -> Self {
+    /// Of drafters of which this is known already.
+    pub(super) fn new(known: impl Iterator<Item = Option<f64>>) -> Self {
         Self {
-            acceptance: vec![Acceptance::default(); n_drafters],
+            acceptance: known.map(Acceptance::knowing).collect(),
             ..Self::default()
         }
     }
@@ -96,7 +97,8 @@ impl Auto {
             } = *candidate;
             let acceptance = &self.acceptance[drafter];
             let expected = acceptance.expected_tokens(outlook.class);
-            let proved = acceptance.n_trials(outlook.class) >= PROVED && self.balance >= 0.0;
+            let is_trusted = acceptance.is_known() || acceptance.n_trials(outlook.class) >= PROVED;
+            let proved = is_trusted && self.balance >= 0.0;
             let token = costs.token(candidate.name);
             for n in 1..=n_max.min(outlook.n).min(MAX_DRAFT) {
                 let cost = costs.pass(n + 1) + token * n as f64;

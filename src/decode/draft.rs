@@ -94,6 +94,12 @@ pub trait Drafter: Send {
     /// Name, as in `--draft`.
     fn name(&self) -> &'static str;
 
+    /// Share of its tokens that is likely to be accepted, from 0 to 1, where that is known before it was ever
+    /// asked; it then need not prove itself first.
+    fn known_acceptance(&self) -> Option<f64> {
+        None
+    }
+
     /// Starts an answer; what `accept` told of the one before may be forgotten.
     ///
     /// # Errors

@@ -291,6 +291,10 @@ impl DraftModel for ScriptedDraft {
         &self.vocabulary
     }
 
+    fn acceptance(&self) -> f64 {
+        0.5
+    }
+
     fn begin(&mut self, prompt: &Prefill<'_>) {
         prompt.ids.clone_into(&mut self.ids);
         self.n_chosen = self.ids.len();

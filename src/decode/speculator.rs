@@ -65,7 +65,7 @@ impl Speculator {
     /// As [`new`](Self::new), with a clock of the caller's.
     pub fn with_clock(drafters: Vec<Box<dyn Drafter>>, clock: Box<dyn Clock>) -> Self {
         Self {
-            auto: Auto::new(drafters.len()),
+            auto: Auto::new(drafters.iter().map(|d| d.known_acceptance())),
             drafters,
             strategy: Strategy::Off,
             most: MAX_DRAFT,

@@ -55,6 +55,10 @@ impl Drafter for Trained {
         self.model.name()
     }
 
+    fn known_acceptance(&self) -> Option<f64> {
+        Some(self.model.acceptance())
+    }
+
     fn begin(&mut self, prompt: &Prefill<'_>) -> Result<()> {
         self.ids.clear();
         self.hidden.clear();

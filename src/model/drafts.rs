@@ -94,6 +94,8 @@ pub struct DraftSpec {
     pub exit_layer: Option<usize>,
     /// The token id of each logit, ascending.
     pub vocabulary: Vec<u32>,
+    /// Share of the tokens it proposed that the target accepted on held-out items, 0 to 1.
+    pub acceptance: f64,
     /// How it was trained, for people.
     pub training: serde_json::Value,
 }
@@ -133,6 +135,9 @@ impl DraftSpec {
             return bad(format!(
                 "its vocabulary ({n} ids) is empty or not ascending"
             ));
+        }
+        if !(0.0..=1.0).contains(&spec.acceptance) {
+            return bad(format!("acceptance {}, from 0 to 1", spec.acceptance));
         }
         let digests = [&spec.tokenizer_sha256, &spec.graph_sha256];
         let fingerprints = spec.targets.iter().map(|target| &target.fingerprint);
@@ -267,7 +272,7 @@ mod tests {
         serde_json::json!({
             "format": 1, "kind": "head", "tokenizer_sha256": digest, "graph_sha256": digest,
             "targets": [{"file": "decoder.onnx", "fingerprint": digest}],
-            "d_model": 8, "vocabulary": [1, 5], "training": {},
+            "d_model": 8, "vocabulary": [1, 5], "acceptance": 0.5, "training": {},
         })
     }
 
@@ -292,6 +297,7 @@ mod tests {
             ("exit_layer", 0.into()),
             ("graph_sha256", "abc".into()),
             ("d_model", "wide".into()),
+            ("acceptance", 1.5.into()),
             ("surplus", 1.into()),
         ] {
             let mut bad = spec();
