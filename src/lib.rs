@@ -34,6 +34,8 @@ mod read;
 mod svg;
 pub mod tensor;
 pub mod text;
+#[cfg(feature = "train")]
+pub mod train;
 #[cfg(feature = "tensorrt")]
 pub mod trt;
 

@@ -32,6 +32,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("pipeline", 7),
     ("calibrate", 8),
     ("eval", 8),
+    ("train", 8),
     ("accuracy", 9),
     ("bench", 9),
     ("cli", 10),

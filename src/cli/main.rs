@@ -35,6 +35,8 @@ enum Command {
     Run(super::run::Args),
     Eval(super::eval::Args),
     Bench(super::bench::Args),
+    #[cfg(feature = "train")]
+    Train(super::train::Args),
     Inspect(super::inspect::Args),
     Doctor(super::doctor::Args),
     Completions(super::completions::Args),
@@ -60,6 +62,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => args.run(),
         Command::Eval(args) => args.run(),
         Command::Bench(args) => args.run(),
+        #[cfg(feature = "train")]
+        Command::Train(args) => args.run(),
         Command::Inspect(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Completions(args) => args.run(Cli::command()),

@@ -25,5 +25,7 @@ mod run;
 mod signals;
 mod source;
 mod table;
+#[cfg(feature = "train")]
+mod train;
 
 pub use main::main;

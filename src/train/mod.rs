@@ -1,0 +1,41 @@
+//! Training, beside a model that stays as it is.
+//!
+//! Position in the flow: items -> **`train`** -> a file in the model folder.
+//!
+//! | part | what |
+//! |------|------|
+//! | `collect` | runs the frozen model once over the items, and writes what it did in shards |
+//! | `shards`  | records of tensors in files of bounded size |
+//! | `params`  | weights, and the optimizer with its moments |
+//! | `fit`     | epochs, held-out scores, early stopping, checkpoints |
+//! | `net`     | the nets of drafts |
+//! | `export`  | nets as ONNX graphs |
+//! | `draft`   | the order of `train draft` |
+//!
+//! `shards`, `params` and `fit` know nothing of drafts. A run that was interrupted goes on where it was, and
+//! gives the files that it would have given: order and start depend on the seed alone, and the
+//! state of each epoch is kept whole.
+
+mod collect;
+mod draft;
+mod export;
+mod fit;
+mod net;
+mod params;
+mod shards;
+
+pub use collect::Collected;
+pub use draft::{DraftOptions, DraftOutcome, EpochReport, Event as DraftEvent, train_draft};
+pub use fit::{Epoch, Event, FitOptions, Trainee, fit};
+pub use params::{Params, Schedule};
+pub use shards::{Record, Shards};
+
+use crate::error::Error;
+
+/// An error of the library that computes gradients.
+fn failed(error: candle_core::Error) -> Error {
+    Error::Cpu {
+        graph: "training".to_owned(),
+        message: error.to_string(),
+    }
+}
