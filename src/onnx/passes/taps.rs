@@ -141,15 +141,14 @@ fn not_found(model: &OnnxModel, tap: &Tap, reason: &str) -> Error {
 fn rows(model: &mut OnnxModel, tap: &Tap, names: &TapNames<'_>, types: &Types) -> Result<()> {
     let graph = model.graph();
     let missing = |reason| not_found(model, tap, reason);
-    let head = lm_head(graph, "logits").ok_or_else(|| missing("no LM head above `logits`"))?;
-    let selected = graph.node[head].input[0].clone();
-    let gather = graph
-        .producers()
-        .get(selected.as_str())
-        .map(|&index| &graph.node[index])
-        .filter(|node| node.op_type == "Gather")
+    lm_head(graph, "logits").ok_or_else(|| missing("no LM head above `logits`"))?;
+    // Q/DQ may stand between the rows and the LM head.
+    let chooses = |node: &&NodeProto| {
+        node.op_type == "Gather" && node.input.get(1).is_some_and(|i| i == super::LOGIT_ROWS)
+    };
+    let gather = (graph.node.iter().find(chooses))
         .ok_or_else(|| missing("the LM head does not read chosen rows"))?;
-    let hidden = gather.input[0].clone();
+    let (hidden, selected) = (gather.input[0].clone(), gather.output[0].clone());
     let (value, output) = match tap {
         Tap::Hidden => (hidden, "hidden".to_owned()),
         Tap::HiddenRows => (selected, "hidden_rows".to_owned()),
