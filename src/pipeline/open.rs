@@ -73,7 +73,7 @@ impl Pipeline {
     /// [`Error::Shape`] or [`Error::Cpu`] if the graphs are not the family's.
     pub fn open(path: &Path, variant: Option<&str>) -> Result<Self> {
         let mut most_drafts = MAX_DRAFT;
-        let (model, precision, identity, drafts) = match Source::read(path, variant)? {
+        let (model, precision, identity, mut drafts) = match Source::read(path, variant)? {
             Source::Folder(model) => {
                 let variant = model.files.variant.clone();
                 // A file of weights that came later must not make the model useless.
@@ -89,7 +89,7 @@ impl Pipeline {
                 (model, precision, bundle.digest().to_owned(), drafts)
             }
         };
-        let (backend, models) = CpuBackend::load_with_drafts(&model, drafts.fit)?;
+        let (backend, models) = drafts.load(&model)?;
         let mut pipeline = Self::with_backend(model, precision, "cpu", Box::new(backend))?;
         pipeline.add_drafters(models);
         pipeline.speculator.limit(most_drafts);
@@ -177,6 +177,22 @@ impl Drafts {
             }
         }
         drafts
+    }
+
+    /// Loads the model with them; without them, if its graph does not give what they need.
+    fn load(&mut self, model: &Model) -> Result<(CpuBackend, Vec<Box<dyn DraftModel>>)> {
+        let fit = std::mem::take(&mut self.fit);
+        let kinds: Vec<DraftKind> = fit.iter().map(|spec| spec.kind).collect();
+        match CpuBackend::load_with_drafts(model, fit) {
+            Err(error) if !kinds.is_empty() => {
+                let backend = CpuBackend::load(model)?;
+                tracing::warn!("{error}; nothing is drafted with what was trained for the model");
+                let refused = kinds.into_iter().map(|kind| (kind, error.to_string()));
+                self.refused.extend(refused);
+                Ok((backend, Vec::new()))
+            }
+            loaded => loaded,
+        }
     }
 }
 
