@@ -20,7 +20,7 @@ use super::options::{QuantizeOptions, Scheme};
 use super::ranges::GraphRanges;
 use super::weights::scale_for;
 use crate::onnx::DataType;
-use crate::onnx::passes::lm_head;
+use crate::onnx::passes::{lm_head, whole_label};
 use crate::onnx::proto::{GraphProto, NodeProto, TensorProto};
 
 /// What happens to each node that could be quantized, in the order of the graph.
@@ -203,7 +203,12 @@ impl<'a> Planner<'a> {
             "Add" if !weights_only && self.options.residuals => (self.residual(node)?, None),
             _ => return None,
         };
-        if !self.options.admits(node.label(), &node.op()) {
+        // Parts of the LM head are named by what they are parts of.
+        let label = match self.heads.contains(&index) {
+            true => whole_label(node.label()),
+            false => node.label(),
+        };
+        if !self.options.admits(label, &node.op()) {
             return Some(Action::Keep(Kept::Excluded));
         }
         if !self.options.lm_head && self.heads.contains(&index) {
@@ -463,6 +468,29 @@ mod tests {
         let mut options = QuantizeOptions::new(Scheme::Int8);
         options.residuals = false;
         assert!(planned(&options).iter().all(|(node, _)| node != "sum/Add"));
+    }
+
+    #[test]
+    fn parts_of_the_head_are_left_out_by_the_name_of_the_head() {
+        let product = |name: &str, output: &str| NodeProto {
+            name: name.to_owned(),
+            ..NodeProto::new("MatMul", &["x", "w"], &[output])
+        };
+        let split = GraphProto {
+            node: vec![
+                product("/other/part0", "o"),
+                product("/head/part0", "a"),
+                product("/head/part1", "b"),
+                NodeProto::new("Concat", &["a", "b"], &["logits"]),
+            ],
+            output: vec![value("logits", DataType::F32), value("o", DataType::F32)],
+            ..graph()
+        };
+        let mut options = QuantizeOptions::new(Scheme::Int8Weights);
+        options.exclude = vec!["/head".parse().expect("pattern")];
+        options.except = ["/other".to_owned()].into();
+        let (plan, _) = decide(&split, None, &options);
+        assert_eq!(plan.quantized().collect::<Vec<_>>(), ["/other/part0"]);
     }
 
     #[test]

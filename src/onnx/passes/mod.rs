@@ -79,6 +79,7 @@ pub use place_rows::place_rows;
 pub use prepare::{lower, prepare_fp16, prepare_fp32, prepare_plain};
 pub use scale_query::scale_query;
 pub use split_head::split_lm_head;
+pub(crate) use split_head::whole_label;
 pub use static_dims::set_dims;
 pub use store_weights::store_weights_fp16;
 pub use taps::{SALIENCY, SALIENCY_ROWS, Tap, TapNames, add_taps};

@@ -11,6 +11,21 @@ use crate::onnx::OnnxModel;
 use crate::onnx::graph::Names;
 use crate::onnx::proto::{GraphProto, NodeProto, TensorProto};
 
+/// What stands between the name of the head and the number of a part of it.
+const PART: &str = "/part";
+
+/// The label of the node that a node is a part of, or its own.
+pub(crate) fn whole_label(label: &str) -> &str {
+    match label.rsplit_once(PART) {
+        Some((whole, number))
+            if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) =>
+        {
+            whole
+        }
+        _ => label,
+    }
+}
+
 /// Splits the LM head of `logits` by columns so that no part's weight has more than `max_elements`
 /// elements. Returns the number of parts; 1 if nothing had to be split.
 ///
@@ -78,11 +93,10 @@ pub fn split_lm_head(model: &mut OnnxModel, max_elements: u64) -> Result<usize> 
             });
         }
         let part = names.fresh(&format!("{}_part{index}", node.output[0]));
-        nodes.push(NodeProto::new(
-            "MatMul",
-            &[&node.input[0], &operand],
-            &[&part],
-        ));
+        nodes.push(NodeProto {
+            name: format!("{}{PART}{index}", node.label()),
+            ..NodeProto::new("MatMul", &[&node.input[0], &operand], &[&part])
+        });
         parts.push(part);
     }
     let n_parts = parts.len();
@@ -198,6 +212,9 @@ mod tests {
             assert!(largest.is_some_and(|n| n <= max_elements));
             let products = ops(&model).iter().filter(|op| **op == "MatMul").count();
             assert_eq!(products, n_parts);
+            let nodes = model.graph().node.iter();
+            let mut products = nodes.filter(|node| node.op_type == "MatMul");
+            assert!(products.all(|node| whole_label(node.label()) == "y/MatMul"));
         }
     }
 
@@ -243,6 +260,14 @@ mod tests {
         }
         assert_eq!(found.concat(), codes);
         assert_eq!(found_scales.concat(), scales);
+    }
+
+    #[test]
+    fn whole_label_leaves_other_names_alone() {
+        assert_eq!(whole_label("/head/MatMul/part12"), "/head/MatMul");
+        for label in ["/head/MatMul", "/a/part", "/a/part1b", "/part1/MatMul"] {
+            assert_eq!(whole_label(label), label);
+        }
     }
 
     #[test]
