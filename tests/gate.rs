@@ -88,7 +88,8 @@ fn damaged_scale_is_found_left_in_fp16_and_reported() {
         "--calibration",
         pictures,
     ];
-    let few = ["--samples", "6", "--sensitivity", "1"];
+    // What all other layers do to six answers, one of them a near tie, is less.
+    let few = ["--samples", "6", "--sensitivity", "1", "--max-drop", "15"];
     let output = build(&out, &[&given[..], &few, &exclude].concat());
     let stderr = text(&output.stderr);
     assert!(output.status.success(), "{stderr}");
@@ -113,7 +114,10 @@ fn damaged_scale_is_found_left_in_fp16_and_reported() {
 
     let report = json(out.join("reports/accuracy.json"));
     assert_eq!(report["kept"][0]["nodes"][0], node);
-    assert_eq!(report["max_drop"], 1.0);
+    assert_eq!(report["max_drop"], 15.0);
+    let [before, after] = ["expected_before", "expected_after"].map(|key| report[key].as_f64());
+    assert!(before < after && after < Some(1.0), "{before:?} {after:?}");
+    assert_eq!(accuracy["expected"], report["expected_after"]);
     let found = json(out.join("reports/sensitivity.json"));
     assert_eq!(found["layers"][0]["name"], node, "the worst is first");
     let layers = found["layers"].as_array().expect("layers");

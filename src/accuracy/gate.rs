@@ -1,16 +1,25 @@
 //! The gate: a quantized model has to say what the model says, on enough of the items.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
+use super::margins::{Heard, Listener};
+use super::recorded::lock;
 use super::search::search;
 use super::sensitivity::{LayerError, Sensitivity, Steps, default_items, sensitivity};
 use super::subject::{Choice, Subject};
+use crate::backend::CpuBackend;
+use crate::build::{ComponentKind, Nodes};
 use crate::error::{Error, Result};
 use crate::eval::{EvalOptions, Progress, Share, evaluate};
 use crate::items::{Item, spread};
 use crate::pipeline::{Ask, Pipeline};
+
+/// Percent of answers that are expected to differ, below which the measurement of some hundred
+/// tokens does not tell from none.
+const NOTHING: f64 = 0.5;
 
 /// How the CPU engine computes the integers of a measurement.
 fn engine() -> String {
@@ -23,7 +32,8 @@ fn engine() -> String {
 /// What to prove.
 #[derive(Debug, Clone, Copy)]
 pub struct GateOptions {
-    /// Answers, in percent of the items, that may differ from the reference's.
+    /// Answers, in percent of the items, that may differ from the reference's, or may be expected to
+    /// by how far their tokens are from others.
     pub max_drop: f64,
     /// Most tokens of an answer.
     pub max_tokens: Option<usize>,
@@ -68,6 +78,11 @@ pub struct GateReport {
     pub before: Share,
     /// The same with what is left in FP16.
     pub after: Share,
+    /// Share of the answers to any such items that is expected to have the reference's ids, by the
+    /// margins of tokens, everything quantized.
+    pub expected_before: f64,
+    /// The same with what is left in FP16.
+    pub expected_after: f64,
     /// Layers left in FP16, the worst first.
     pub kept: Vec<LayerError>,
     /// Measurements that it took.
@@ -75,15 +90,46 @@ pub struct GateReport {
 }
 
 impl GateReport {
-    /// Labels of the nodes that are left in FP16.
-    pub fn nodes(&self) -> BTreeSet<String> {
-        let nodes = self.kept.iter().flat_map(|layer| &layer.nodes);
-        nodes.cloned().collect()
+    /// The nodes that are left in FP16.
+    pub fn nodes(&self) -> Nodes {
+        nodes_of(&self.kept)
+    }
+}
+
+/// The nodes of some layers.
+fn nodes_of<'a>(layers: impl IntoIterator<Item = &'a LayerError>) -> Nodes {
+    let mut nodes = Nodes::new();
+    for layer in layers {
+        if let Some(kind) = ComponentKind::of_name(&layer.component) {
+            nodes
+                .entry(kind)
+                .or_default()
+                .extend(layer.nodes.iter().cloned());
+        }
+    }
+    nodes
+}
+
+/// What a trial said.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    /// Answers that are the reference's.
+    same: Share,
+    /// Share of any answers that is expected to be.
+    expected: f64,
+}
+
+impl Trial {
+    fn holds(&self, max_drop: f64) -> bool {
+        let percent = |share: f64| 100.0 * (1.0 - share);
+        percent(self.same.share) <= max_drop + 1e-9
+            && percent(self.expected) <= max_drop.max(NOTHING) + 1e-9
     }
 }
 
 /// Compares the quantized model's answers with the model's own on `items`, and leaves layers in
-/// FP16, the worst first, until no more differ than are allowed.
+/// FP16, the worst first, until no more differ than are allowed, and no more are expected to
+/// differ on other items: by how much the margins of tokens are shifted.
 ///
 /// Items whose picture cannot be read are passed over.
 ///
@@ -103,7 +149,8 @@ pub fn prove(
             reason: format!("{}, from 0 to 100", options.max_drop),
         });
     }
-    let items = reference_answers(subject, items, options, on_step)?;
+    let (items, heard) = reference_answers(subject, items, options, on_step)?;
+    let heard = Arc::new(heard);
     let judge = |n: usize, on_step: &mut dyn FnMut(GateStep)| {
         let few = spread(items.clone(), n);
         let found = sensitivity(subject, &few, &mut |steps| on_step(GateStep::Layers(steps)))?;
@@ -114,19 +161,15 @@ pub fn prove(
         n => Some(judge(n, on_step)?),
     };
     let mut trials = 0;
-    let mut measure =
-        |nodes: &BTreeSet<String>, left_out: usize, on_step: &mut dyn FnMut(GateStep)| {
-            trials += 1;
-            let mut pipeline = subject.pipeline(Choice::Except(nodes))?;
-            let share = ask_all(subject, &mut pipeline, &items, options, &mut |progress| {
-                on_step(GateStep::Trial { left_out, progress });
-            })?;
-            Ok::<_, Error>((
-                100.0 * (1.0 - share.share) <= options.max_drop + 1e-9,
-                share,
-            ))
-        };
-    let (holds, before) = measure(&BTreeSet::new(), 0, on_step)?;
+    let mut measure = |nodes: &Nodes, left_out: usize, on_step: &mut dyn FnMut(GateStep)| {
+        trials += 1;
+        let backend = subject.backend(Choice::Except(nodes))?;
+        let trial = ask_all(subject, backend, &heard, &items, options, &mut |progress| {
+            on_step(GateStep::Trial { left_out, progress });
+        })?;
+        Ok::<_, Error>((trial.holds(options.max_drop), trial))
+    };
+    let (holds, before) = measure(&Nodes::new(), 0, on_step)?;
     let (mut after, mut kept) = (before, Vec::new());
     if !holds {
         // Which layers are to blame has to be known then, asked for or not.
@@ -135,10 +178,7 @@ pub fn prove(
             None => judge(default_items(subject.model)?, on_step)?,
         };
         let layers = &judged.layers;
-        let nodes = |ranks: &BTreeSet<usize>| -> BTreeSet<String> {
-            let nodes = ranks.iter().flat_map(|&rank| &layers[rank].nodes);
-            nodes.cloned().collect()
-        };
+        let nodes = |ranks: &BTreeSet<usize>| nodes_of(ranks.iter().map(|&rank| &layers[rank]));
         let (best, _) = search(layers.len(), &mut |ranks| match ranks.is_empty() {
             true => Ok((false, before)),
             false => measure(&nodes(ranks), ranks.len(), on_step),
@@ -158,8 +198,10 @@ pub fn prove(
         gate: GateReport {
             max_drop: options.max_drop,
             engine: engine(),
-            before,
-            after,
+            before: before.same,
+            after: after.same,
+            expected_before: rounded(before.expected),
+            expected_after: rounded(after.expected),
             kept,
             trials,
         },
@@ -167,32 +209,37 @@ pub fn prove(
     })
 }
 
-fn missed(share: Share, max_drop: f64) -> Error {
+/// In steps of a hundredth of a percent.
+fn rounded(share: f64) -> f64 {
+    (share * 1e4).round() / 1e4
+}
+
+fn missed(trial: Trial, max_drop: f64) -> Error {
+    let same = trial.same;
     Error::Threshold {
         what: "agreement with the model's own answers, with every layer in FP16,",
         actual: format!(
-            "{:.2} % ({} of {})",
-            share.share * 100.0,
-            share.hits,
-            share.of
+            "{:.2} % ({} of {}, and {:.2} % are expected to by the margins of their tokens)",
+            same.share * 100.0,
+            same.hits,
+            same.of,
+            trial.expected * 100.0
         ),
         expected: format!("{} %", 100.0 - max_drop),
     }
 }
 
-/// The items with the ids that the model itself answers.
+/// The items with the ids that the model itself answers, and what was heard of them.
 fn reference_answers(
     subject: &Subject<'_>,
     items: &[Item],
     options: &GateOptions,
     on_step: &mut dyn FnMut(GateStep),
-) -> Result<Vec<Item>> {
-    let model = subject.model.clone();
-    let precision = model.files.variant.clone();
-    let backend = Box::new(subject.reference()?);
-    let mut pipeline = Pipeline::with_backend(model, precision, "cpu", backend)?;
+) -> Result<(Vec<Item>, Heard)> {
+    let heard = Arc::new(Mutex::new(Heard::default()));
+    let backend = Listener::new(subject.reference()?, Arc::default(), Arc::clone(&heard));
     let outcome = evaluate(
-        &mut pipeline,
+        &mut pipeline(subject, backend)?,
         None,
         items,
         &eval_options(subject, options),
@@ -203,26 +250,43 @@ fn reference_answers(
         eos: None,
         ..items[outcome.item].clone()
     });
-    Ok(answered.collect())
+    let answered = answered.collect();
+    Ok((answered, std::mem::take(&mut *lock(&heard))))
 }
 
-/// How many answers have the ids of the items.
+fn pipeline(subject: &Subject<'_>, backend: Listener) -> Result<Pipeline> {
+    let precision = subject.precision.to_string();
+    Pipeline::with_backend(subject.model.clone(), precision, "cpu", Box::new(backend))
+}
+
+/// How many answers have the ids of the items, whose tokens `reference` has heard.
 fn ask_all(
     subject: &Subject<'_>,
-    pipeline: &mut Pipeline,
+    backend: CpuBackend,
+    reference: &Arc<Heard>,
     items: &[Item],
     options: &GateOptions,
     on_progress: &mut dyn FnMut(Progress),
-) -> Result<Share> {
+) -> Result<Trial> {
+    let heard = Arc::new(Mutex::new(Heard::default()));
+    let listener = Listener::new(backend, Arc::clone(reference), Arc::clone(&heard));
     let outcome = evaluate(
-        pipeline,
+        &mut pipeline(subject, listener)?,
         None,
         items,
         &eval_options(subject, options),
         &mut |progress| on_progress(*progress),
     )?;
+    if let Some(missing) = outcome.unreadable.first() {
+        // What is heard of later ones would be compared with the tokens of others.
+        let reason = "could be read before the measurement, and cannot any more";
+        return Err(Error::malformed(missing, reason));
+    }
     let agreements = outcome.outcomes.iter().filter_map(|o| o.agreement.as_ref());
-    Ok(Share::of(agreements.map(|agreement| agreement.agrees)))
+    Ok(Trial {
+        same: Share::of(agreements.map(|agreement| agreement.agrees)),
+        expected: 1.0 - reference.expected(&lock(&heard).shifts),
+    })
 }
 
 fn eval_options<'a>(subject: &'a Subject<'_>, options: &GateOptions) -> EvalOptions<'a> {
@@ -245,11 +309,42 @@ mod tests {
     use super::*;
     use crate::build::ComponentKind;
 
+    // What all other layers do to six answers, one of them a near tie, is less.
     const OPTIONS: GateOptions = GateOptions {
-        max_drop: 1.0,
+        max_drop: 15.0,
         max_tokens: None,
         sensitivity_items: 1,
     };
+
+    #[test]
+    fn nodes_of_layers_stay_apart_by_component() {
+        let layer = |component: &str| LayerError {
+            component: component.to_owned(),
+            name: "n".to_owned(),
+            ops: Vec::new(),
+            nodes: vec!["n".to_owned(), component.to_owned()],
+            output: None,
+            features: None,
+            logits: super::super::Deviation::default().measures(),
+            changed: 0,
+        };
+        let found = nodes_of(&[layer("vision"), layer("decoder")]);
+        for kind in [ComponentKind::Vision, ComponentKind::Decoder] {
+            let expected = ["n".to_owned(), kind.name().to_owned()].into();
+            assert_eq!(found[&kind], expected);
+        }
+    }
+
+    #[test]
+    fn trial_holds_if_neither_what_differs_nor_what_is_expected_to_is_too_much() {
+        let holds = |hits, expected, max_drop| {
+            let same = Share::new(hits, 100);
+            Trial { same, expected }.holds(max_drop)
+        };
+        assert!(holds(99, 0.99, 1.0) && !holds(98, 0.99, 1.0) && !holds(100, 0.98, 1.0));
+        // Less than half a percent is not told from none.
+        assert!(holds(100, 0.996, 0.0) && !holds(99, 1.0, 0.0) && !holds(100, 0.99, 0.0));
+    }
 
     #[test]
     fn damaged_layer_alone_is_left_in_fp16() {
@@ -261,10 +356,12 @@ mod tests {
         let subject = subject(&model, &damaged);
         let mut seen = Vec::new();
         let proof = prove(&subject, &items, &OPTIONS, &mut |step| seen.push(step)).expect("proof");
-        assert_eq!(proof.gate.nodes(), [node].into());
+        assert_eq!(proof.gate.nodes(), [(kind, [node].into())].into());
         assert!(proof.gate.before.share < 0.99 && proof.gate.after.share == 1.0);
         assert_eq!(proof.gate.after.of, 6);
         assert_eq!(proof.gate.trials, 2);
+        let [before, after] = [proof.gate.expected_before, proof.gate.expected_after];
+        assert!(before < after && after < 1.0, "{before} {after}");
         assert_eq!(proof.sensitivity.expect("layers").items, 1);
         assert!(matches!(seen[0], GateStep::Reference(_)));
         assert!(

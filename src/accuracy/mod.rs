@@ -9,6 +9,7 @@
 mod deviation;
 mod gate;
 mod layers;
+mod margins;
 mod plot;
 mod recorded;
 mod reports;

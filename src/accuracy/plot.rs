@@ -1,9 +1,9 @@
 //! A picture of the layers, the worst first.
 
-use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::sensitivity::{LayerError, Sensitivity};
+use crate::build::{ComponentKind, Nodes};
 use crate::svg::{self, GREY, INK, LINES, text};
 
 /// Layers that are drawn.
@@ -31,11 +31,11 @@ const VISION: &str = "#2a6fbb";
 const DECODER: &str = "#12876f";
 const KEPT: &str = "#c8502d";
 
-/// Draws the layers of `found` as SVG; `kept` are the labels of the nodes that stay in FP16.
+/// Draws the layers of `found` as SVG; `kept` are the nodes that stay in FP16.
 ///
 /// A bar is as long as the signal-to-noise ratio at the logits when only that layer is quantized, a
 /// ring stands at that of the layer's own output.
-pub fn plot(found: &Sensitivity, model: &str, kept: &BTreeSet<String>) -> String {
+pub fn plot(found: &Sensitivity, model: &str, kept: &Nodes) -> String {
     let rows = &found.layers[..found.layers.len().min(ROWS)];
     let ratios = rows.iter().flat_map(|layer| {
         let own = layer.output.and_then(|m| m.sqnr_db);
@@ -83,7 +83,9 @@ pub fn plot(found: &Sensitivity, model: &str, kept: &BTreeSet<String>) -> String
         "dB: more is better",
     );
     for (index, layer) in rows.iter().enumerate() {
-        let is_kept = layer.nodes.iter().any(|node| kept.contains(node));
+        let of_component =
+            ComponentKind::of_name(&layer.component).and_then(|kind| kept.get(&kind));
+        let is_kept = of_component.is_some_and(|kept| layer.nodes.iter().any(|n| kept.contains(n)));
         row(&mut svg, &axis, TOP + index as f64 * ROW, layer, is_kept);
     }
     if let Some(db) = found.whole.logits.sqnr_db {
@@ -147,7 +149,7 @@ fn row(svg: &mut String, axis: &Axis, y: f64, layer: &LayerError, is_kept: bool)
     text(svg, right + 7.0, middle + 4.0, &place, &label);
 }
 
-fn legend(svg: &mut String, kept: &BTreeSet<String>) {
+fn legend(svg: &mut String, kept: &Nodes) {
     let mut x = 28.0;
     let y = 86.0;
     let mut entries = vec![(VISION, "vision tower"), (DECODER, "decoder")];
@@ -262,7 +264,8 @@ mod tests {
             layer(&"/very/long".repeat(30), Some(30.0), None),
             layer("kept", None, Some(20.0)),
         ];
-        let svg = plot(&found(layers), "m<odel", &["kept".to_owned()].into());
+        let kept = Nodes::from([(ComponentKind::Vision, ["kept".to_owned()].into())]);
+        let svg = plot(&found(layers), "m<odel", &kept);
         assert!(!svg.contains("<script") && !svg.contains('\u{1b}'));
         assert!(svg.contains("m&lt;odel: what each layer costs in int8"));
         assert!(svg.contains("all at once: 12.5 dB") && svg.contains(">exact<"));
@@ -274,7 +277,7 @@ mod tests {
             "{svg}"
         );
         assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
-        let none = plot(&found(Vec::new()), "m", &BTreeSet::new());
+        let none = plot(&found(Vec::new()), "m", &Nodes::new());
         assert!(none.ends_with("</svg>\n") && !none.contains("left in FP16"));
     }
 
@@ -285,7 +288,7 @@ mod tests {
         assert_eq!(short.chars().count(), NAME);
         assert!(short.starts_with('…') && short.ends_with("/x/end/Conv"));
         let layers = (0..40).map(|i| layer(&format!("n{i}"), None, Some(f64::from(i))));
-        let svg = plot(&found(layers.collect()), "m", &BTreeSet::new());
+        let svg = plot(&found(layers.collect()), "m", &Nodes::new());
         let at = |name: &str| svg.find(&format!(">{name}<"));
         assert!(at("n0") < at("n1") && at("n31").is_some() && at("n32").is_none());
         assert!(svg.contains("the worst 32 of 40 layers"));

@@ -6,13 +6,12 @@ use std::sync::atomic::AtomicBool;
 
 use crate::backend::CpuBackend;
 use crate::build::{
-    Capacity, ComponentKind, Cuts, Numerics, Prepared, Quantization, Runner, prepare,
+    Capacity, ComponentKind, Cuts, Nodes, Numerics, Prepared, Quantization, Runner, prepare,
 };
 use crate::bundle::Precision;
 use crate::cpu::Session;
 use crate::error::Result;
 use crate::model::Model;
-use crate::pipeline::Pipeline;
 
 /// What is judged.
 pub struct Subject<'a> {
@@ -32,7 +31,7 @@ pub enum Choice<'a> {
     /// None: the reference, in the same form.
     Nothing,
     /// All but some.
-    Except(&'a BTreeSet<String>),
+    Except(&'a Nodes),
 }
 
 impl Subject<'_> {
@@ -44,7 +43,12 @@ impl Subject<'_> {
         let mut quantization = self.quantization.clone();
         match choice {
             Choice::Nothing => quantization.options.only = Some(BTreeSet::new()),
-            Choice::Except(nodes) => quantization.options.except.extend(nodes.iter().cloned()),
+            Choice::Except(nodes) => {
+                for (kind, nodes) in nodes {
+                    let except = quantization.except.entry(*kind).or_default();
+                    except.extend(nodes.iter().cloned());
+                }
+            }
         }
         let numerics = Numerics {
             precision: self.precision,
@@ -66,7 +70,7 @@ impl Subject<'_> {
     ///
     /// # Errors
     /// As [`Subject::graph`], and those of the engine.
-    pub fn pipeline(&self, choice: Choice<'_>) -> Result<Pipeline> {
+    pub fn backend(&self, choice: Choice<'_>) -> Result<CpuBackend> {
         let session = |kind| Session::load(&self.graph(kind, choice)?.graph);
         let vision = session(ComponentKind::Vision)?;
         let decoder = session(ComponentKind::Decoder)?;
@@ -75,8 +79,7 @@ impl Subject<'_> {
             let embed = self.graph(ComponentKind::Embed, choice)?.graph;
             backend = backend.with_embedding(&embed, &self.model.config)?;
         }
-        let precision = self.precision.to_string();
-        Pipeline::with_backend(self.model.clone(), precision, "cpu", Box::new(backend))
+        Ok(backend)
     }
 
     /// The model as its files are.

@@ -24,7 +24,7 @@ pub const COMPONENTS: [ComponentKind; 3] = [
 ];
 
 /// One of the three graphs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ComponentKind {
     /// Pixels to visual tokens.
     Vision,

@@ -1,6 +1,6 @@
 //! Integers in the graphs of a build.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::component::ComponentKind;
@@ -15,11 +15,16 @@ use crate::quantize::{
     quantize_embedding, simplify_for_int8,
 };
 
+/// Labels of nodes, by the component that they are in.
+pub type Nodes = BTreeMap<ComponentKind, BTreeSet<String>>;
+
 /// How the graphs of a build are quantized.
 #[derive(Debug, Clone)]
 pub struct Quantization {
     /// What becomes integers.
     pub options: QuantizeOptions,
+    /// Nodes that stay as they are, for measured reasons.
+    pub except: Nodes,
     /// Store the embedding table as integers, too.
     pub embedding: bool,
     /// What was proved of the result, if anything was.
@@ -48,6 +53,7 @@ impl Quantization {
     pub fn of_weights() -> Self {
         Self {
             options: QuantizeOptions::new(Scheme::Int8Weights),
+            except: Nodes::new(),
             embedding: true,
             proven: None,
             observed: None,
@@ -62,6 +68,7 @@ impl Quantization {
                 block,
                 ..QuantizeOptions::new(Scheme::Int4Weights)
             },
+            except: Nodes::new(),
             embedding: false,
             proven: None,
             observed: None,
@@ -81,6 +88,7 @@ impl Quantization {
         let ranges = scales.ranges(method)?;
         Ok(Self {
             options: QuantizeOptions::new(Scheme::Int8),
+            except: Nodes::new(),
             embedding: true,
             proven: None,
             observed: Some(Observed { scales, ranges }),
@@ -134,7 +142,10 @@ impl Quantization {
             return Ok(None);
         }
         simplify_for_int8(graph)?;
-        quantize(graph, self.ranges(kind)?, &self.options).map(Some)
+        let mut options = self.options.clone();
+        let except = self.except.get(&kind).into_iter().flatten();
+        options.except.extend(except.cloned());
+        quantize(graph, self.ranges(kind)?, &options).map(Some)
     }
 
     /// Writes what was observed and what was quantized into the bundle; returns what the manifest

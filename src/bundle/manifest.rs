@@ -158,6 +158,9 @@ pub struct AccuracyInfo {
     pub before: f64,
     /// The same with `kept` in FP16.
     pub after: f64,
+    /// Share of the answers to other pictures that is expected to be the model's own, with `kept` in
+    /// FP16, by how far each token is from another one.
+    pub expected: f64,
     /// Nodes that are left in FP16 for it.
     pub kept: Vec<String>,
     /// How integers were computed.

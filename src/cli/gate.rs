@@ -18,8 +18,9 @@ const ALL: f64 = 100.0;
 /// How well a quantized model has to agree with the model itself.
 #[derive(clap::Args)]
 pub struct GateArgs {
-    /// Answers, in percent of the calibration pictures', that may differ from the model's own: while
-    /// more do, the worst layers go to FP16; 100 = do not measure [default: 1]
+    /// Answers, in percent, that may differ from the model's own on the calibration pictures, or are
+    /// expected to on others: while more do, the worst layers go to FP16; 100 = do not measure
+    /// [default: 1]
     #[arg(long, value_name = "POINTS", value_parser = parse_percent)]
     max_drop: Option<f64>,
     /// Pictures on which the error of each layer is measured for the bundle's reports; 0 = none
@@ -92,9 +93,13 @@ impl GateArgs {
                 answers(gate.after)
             )),
         }
+        say(format_args!(
+            "on other pictures {:.1} % are expected to be",
+            100.0 * gate.expected_after
+        ));
         let nodes = proof.gate.nodes();
         let proven = proof.into_reports(&model.config.name)?;
-        quantization.options.except.extend(nodes);
+        quantization.except = nodes;
         quantization.proven = Some(proven);
         Ok(())
     }
