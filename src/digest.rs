@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::sync::lock;
 
 /// Bytes read at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -115,13 +116,6 @@ pub(crate) fn sha256_all(
     }
     let results = std::mem::take(&mut *lock(&results));
     Ok(results.into_iter().flatten().collect())
-}
-
-/// A lock that a panicking thread cannot poison for others: the data are plain values.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn hex(bytes: &[u8]) -> String {

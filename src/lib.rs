@@ -32,6 +32,7 @@ pub mod prune;
 pub mod quantize;
 mod read;
 mod svg;
+mod sync;
 pub mod tensor;
 pub mod text;
 #[cfg(feature = "train")]

@@ -11,6 +11,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("huge_pages", 1),
     ("limits", 1),
     ("read", 1),
+    ("sync", 1),
     ("digest", 1),
     ("svg", 1),
     ("tensor", 2),

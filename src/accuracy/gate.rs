@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 
 use super::margins::{Heard, Listener};
-use super::recorded::lock;
 use super::search::search;
 use super::sensitivity::{LayerError, Sensitivity, Steps, default_items, sensitivity};
 use super::subject::{Choice, Subject};
@@ -16,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::eval::{EvalOptions, Progress, Share, evaluate};
 use crate::items::{Item, spread};
 use crate::pipeline::{Ask, Pipeline};
+use crate::sync::lock;
 
 /// Percent of answers that are expected to differ, below which the measurement of some hundred
 /// tokens does not tell from none.
@@ -121,9 +121,8 @@ struct Trial {
 
 impl Trial {
     fn holds(&self, max_drop: f64) -> bool {
-        let percent = |share: f64| 100.0 * (1.0 - share);
-        percent(self.same.share) <= max_drop + 1e-9
-            && percent(self.expected) <= max_drop.max(NOTHING) + 1e-9
+        let at_most = |drop: f64, share: f64| 100.0 * (1.0 - share) <= drop + 1e-9;
+        at_most(max_drop, self.same.share) && at_most(max_drop.max(NOTHING), self.expected)
     }
 }
 

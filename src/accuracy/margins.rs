@@ -14,10 +14,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::recorded::lock;
 use crate::backend::{Backend, CpuBackend, Logits, Prefill};
 use crate::error::Result;
 use crate::preprocess::PixelValues;
+use crate::sync::lock;
 
 /// Fewest of the smallest margins that are taken to be spread evenly.
 const FEWEST_SMALL: usize = 4;

@@ -1,6 +1,6 @@
 //! What the graphs read when the reference answers an item.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::backend::{Backend, CpuBackend, Logits, Prefill};
 use crate::cpu::Values;
@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::model::ModelConfig;
 use crate::onnx::passes::LOGIT_ROWS;
 use crate::preprocess::PixelValues;
+use crate::sync::lock;
 
 /// An item as the graphs see it: one picture, and all rows of prompt and answer.
 #[derive(Debug, Clone, Default)]
@@ -159,9 +160,4 @@ impl Backend for Recorder {
         drop(recorded);
         self.inner.rollback(n_rows)
     }
-}
-
-/// A lock that a panicking thread cannot poison for others: the data are plain values.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::deviation::{Deviation, Measures};
 use super::layers::{Layer, Layers, Step, is_large, whole};
-use super::recorded::{Recorded, Recorder, lock};
+use super::recorded::{Recorded, Recorder};
 use super::subject::Subject;
 use crate::build::ComponentKind;
 use crate::cpu::Stretches;
@@ -17,6 +17,7 @@ use crate::model::{Model, ModelConfig};
 use crate::onnx::OnnxModel;
 use crate::pipeline::{Ask, Pipeline};
 use crate::preprocess::{Frame, Tiles};
+use crate::sync::lock;
 
 /// Items that are looked at where the user does not say, and of large models.
 const DEFAULT_ITEMS: usize = 8;

@@ -7,7 +7,7 @@ use rten_tensor::prelude::*;
 use rten_tensor::{Tensor, TensorView};
 
 use super::contract;
-use super::cpu_draft::{EarlyExit, Head, Shared, copy_cache, lock};
+use super::cpu_draft::{EarlyExit, Head, Shared, copy_cache};
 use super::saliency::Saliency;
 use super::{Backend, DraftModel, Logits, Prefill, Prune};
 use crate::cpu::{Embedding, Session};
@@ -20,6 +20,7 @@ use crate::onnx::passes::{
 };
 use crate::preprocess::PixelValues;
 use crate::prune::{Features, Inputs, Kept, Needs};
+use crate::sync::lock;
 
 /// Axis of KV tensors `[1, kv_heads, rows, head_dim]` that grows.
 pub(super) const ROW_AXIS: usize = 2;

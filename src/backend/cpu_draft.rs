@@ -1,6 +1,6 @@
 //! Draft models on the CPU engine, beside a [`CpuBackend`](super::CpuBackend).
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rten::{NodeId, Value, ValueOrView};
 use rten_tensor::Tensor;
@@ -15,6 +15,7 @@ use crate::cpu::{Embedding, Session};
 use crate::error::{Error, Result};
 use crate::model::{DraftKind, DraftSpec};
 use crate::onnx::OnnxModel;
+use crate::sync::lock;
 
 /// Rows of guesses that a cache has room for beyond those of the target.
 const GUESSES: usize = 16;
@@ -32,10 +33,6 @@ pub(super) struct Left {
 
 /// The same, shared.
 pub(super) type Shared = Arc<Mutex<Left>>;
-
-pub(super) fn lock(shared: &Shared) -> MutexGuard<'_, Left> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The prompt of the sequence at hand.
 #[derive(Default)]

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use tempfile::TempDir;
 
@@ -14,6 +14,7 @@ use super::swap::{Lock, check_replaceable, clean_up, install, make_temp, parent}
 use crate::digest::{sha256_all, sha256_bytes};
 use crate::error::{Error, Result};
 use crate::limits;
+use crate::sync::lock;
 
 /// Two builds of one process must not take each other's directory for a dead one's before it is
 /// locked.
@@ -72,7 +73,7 @@ impl BundleWriter {
     /// something stands there that is not a bundle, [`Error::Argument`] if `out` names no
     /// directory, [`Error::Io`].
     pub fn create(out: &Path, force: bool) -> Result<Self> {
-        let _creating = CREATING.lock().unwrap_or_else(PoisonError::into_inner);
+        let _creating = lock(&CREATING);
         let parent = parent(out);
         let made = MadeFolders::create(parent)?;
         clean_up(out)?;

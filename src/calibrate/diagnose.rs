@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use super::graphs::{DECODER, VISION, lowered, open};
-use super::record::{NotFinite, Shared, lock};
+use super::record::{NotFinite, Shared};
 use crate::cpu::{Observed, Observer};
 use crate::error::{Error, Result};
 use crate::items::Item;
@@ -12,6 +12,7 @@ use crate::model::Model;
 use crate::onnx::proto::GraphProto;
 use crate::pipeline::Ask;
 use crate::preprocess::Frame;
+use crate::sync::lock;
 
 /// Runs the item again, looking at every value of the graph, and names the first node that makes
 /// `fault` out of finite values.

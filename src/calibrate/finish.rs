@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 
 use super::graphs::Observable;
-use super::record::{Phase, Record, Seen, lock, parallel};
+use super::record::{Phase, Record, Seen, parallel};
 use crate::quantize::{Distribution, GraphScales, Method, TensorScale};
+use crate::sync::lock;
 
 /// The ranges of all candidates of a graph, and those of them that never change.
 pub fn finish(graph: &Observable, percentile: f64) -> (GraphScales, Vec<String>) {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use super::record::{Cancel, Phase, Record, Recorder, Shared, lock};
+use super::record::{Cancel, Phase, Record, Recorder, Shared};
 use super::taps::{Candidate, candidates, observed};
 use crate::backend::{Backend, CpuBackend, Logits, Prefill, contract};
 use crate::cpu::{Observer, Session};
@@ -14,6 +14,7 @@ use crate::onnx::passes::{place_rows, prepare_fp32, select_logit_rows, sort_node
 use crate::pipeline::Pipeline;
 use crate::preprocess::PixelValues;
 use crate::quantize::graph_digest;
+use crate::sync::lock;
 
 /// The components that are observed, by their names in files.
 pub const VISION: &str = "vision";

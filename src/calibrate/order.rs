@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::diagnose::diagnose;
 use super::finish::finish;
 use super::graphs::{DECODER, Observable, VISION, open};
-use super::record::{Cancel, Shared, lock};
+use super::record::{Cancel, Shared};
 use super::state::State;
 use crate::digest::{sha256_bytes, sha256_file};
 use crate::error::{Error, Result};
@@ -19,6 +19,7 @@ use crate::onnx::OnnxModel;
 use crate::pipeline::{Ask, Pipeline};
 use crate::preprocess::Frame;
 use crate::quantize::{Method, ModelName, Scales, graph_digest};
+use crate::sync::lock;
 
 /// Tokens of each answer that are observed where the user does not say.
 pub const DEFAULT_TOKENS: usize = 8;

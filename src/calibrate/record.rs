@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::cpu::{Observed, Observer};
 use crate::error::{Error, Result};
 use crate::quantize::Histogram;
+use crate::sync::lock;
 
 /// Says whether to stop.
 pub type Cancel = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -209,9 +210,4 @@ pub fn parallel(n: usize, work: &(dyn Fn(usize) + Sync)) {
         }
         run();
     });
-}
-
-/// A lock that a panicking thread cannot poison for others: the data are plain values.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,7 +3,9 @@
 
 use std::process::exit;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
+
+use crate::sync::lock;
 
 /// Exit status of an interrupted command, as shells have it.
 pub const EXIT_INTERRUPTED: u8 = 130;
@@ -14,17 +16,13 @@ static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 /// what must be ended in order waits instead of being cut off in it.
 static AT_ONCE: Mutex<bool> = Mutex::new(false);
 
-fn at_once() -> MutexGuard<'static, bool> {
-    AT_ONCE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Installs the handler; the flag becomes true at the first Ctrl-C (or SIGTERM).
 ///
 /// # Errors
 /// If a handler is installed already.
 pub fn install() -> anyhow::Result<&'static AtomicBool> {
     ctrlc::set_handler(|| {
-        let at_once = at_once();
+        let at_once = lock(&AT_ONCE);
         let again = INTERRUPTED.swap(true, Ordering::SeqCst);
         if again || *at_once {
             exit(i32::from(EXIT_INTERRUPTED));
@@ -37,7 +35,7 @@ pub fn install() -> anyhow::Result<&'static AtomicBool> {
 /// pass of a large model takes seconds, and cannot be left in any other way. A Ctrl-C that came
 /// shortly before ends it here.
 pub fn end_at_once(yes: bool) {
-    let mut at_once = at_once();
+    let mut at_once = lock(&AT_ONCE);
     *at_once = yes;
     if yes && interrupted() {
         exit(i32::from(EXIT_INTERRUPTED));

@@ -8,10 +8,11 @@
 //! Both see the whole board or package: what else runs there, and what an idle machine uses, is in
 //! the figure. A GPU's own counter is none of these.
 
+use crate::sync::lock;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -225,7 +226,7 @@ impl Sampler {
                 let watts: f64 = rails.iter().filter_map(Rail::watts).sum();
                 let now = Instant::now();
                 let seconds = now.duration_since(last).as_secs_f64();
-                *total.lock().unwrap_or_else(PoisonError::into_inner) += watts * seconds;
+                *lock(&total) += watts * seconds;
                 last = now;
             }
         };
@@ -242,7 +243,7 @@ impl Sampler {
     }
 
     fn joules(&self) -> f64 {
-        *self.joules.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.joules)
     }
 }
 

@@ -161,7 +161,7 @@ fn average(
     for &first in &firsts {
         sizes[first] += 1;
     }
-    // Numbers of the groups by their first members, for now.
+    // Groups are numbered by their first members, until it is known which members stay.
     let mut number = vec![0u32; n];
     let of_groups = (0..n).filter(|&token| sizes[token] > 0);
     for (group, first) in (0u32..).zip(of_groups) {

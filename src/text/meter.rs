@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use minijinja::value::{Kwargs, Object, ObjectRepr, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use crate::limits;
+use crate::sync::lock;
 
 /// Function that weighs its argument and gives it back. Its name, as those of the others, is no
 /// identifier: no template can call or shadow it.
@@ -352,7 +353,7 @@ impl Names {
         if holds_names(&value) {
             return Err(refused("a namespace cannot hold another".to_owned()));
         }
-        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = lock(&self.0);
         names.insert(name.to_string(), value);
         Ok(())
     }
@@ -378,7 +379,7 @@ impl Object for Names {
     }
 
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        let names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = lock(&self.0);
         names.get(key.as_str()?).cloned()
     }
 

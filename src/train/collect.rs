@@ -9,7 +9,7 @@
 //! | `top_p`    | `[answer, k]` f32       | their probabilities among all ids |
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};
 use half::f16;
@@ -22,6 +22,7 @@ use crate::items::Item;
 use crate::model::Model;
 use crate::pipeline::{Ask, Pipeline};
 use crate::preprocess::{Frame, PixelValues};
+use crate::sync::lock;
 
 /// Ids of each distribution that are kept.
 pub(super) const TOP: usize = 16;
@@ -60,10 +61,6 @@ impl Noting {
         recording.rows.extend_from_slice(self.inner.tapped());
         note_top(&mut recording, logits.last_row());
     }
-}
-
-fn lock(recording: &Mutex<Recording>) -> MutexGuard<'_, Recording> {
-    recording.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn note_top(recording: &mut Recording, logits: &[f32]) {

@@ -12,6 +12,7 @@ use cudarc::nvrtc::Ptx;
 
 use super::super::{LibraryPath, nvrtc};
 use super::{Dims, ENTRIES, SOURCE, compile};
+use crate::sync::lock;
 
 /// An argument of a kernel.
 pub(super) enum Arg<'a> {
@@ -85,9 +86,7 @@ pub(super) fn host_machine(seed: u32) -> impl Fn(&str, Dims, &mut [Arg<'_>]) {
     move |entry: &str, dims: Dims, args: &mut [Arg<'_>]| {
         // The emulation has one state, as a device has.
         static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-        let _one = ONE
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _one = lock(&ONE);
         let mut cells: Vec<u64> = args
             .iter_mut()
             .map(|arg| match arg {
