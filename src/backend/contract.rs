@@ -8,7 +8,20 @@
 
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
+use crate::onnx::passes::TapNames;
 use crate::onnx::{OnnxModel, ValueType};
+
+/// What taps have to know of a decoder that returns its whole cache.
+pub fn tap_names(config: &ModelConfig) -> TapNames<'static> {
+    let family = config.family;
+    TapNames {
+        inputs_embeds: family.inputs_embeds,
+        past: family.past_prefix,
+        present: family.present_prefix,
+        n_layers: config.n_layers,
+        n_heads: config.n_heads,
+    }
+}
 
 /// Checks the vision graph.
 ///

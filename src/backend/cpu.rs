@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::model::{DraftKind, DraftSpec, FamilySpec, Model, ModelConfig, graph_path};
 use crate::onnx::OnnxModel;
 use crate::onnx::passes::{
-    LOGIT_ROWS, Tap, TapNames, add_taps, group_queries, pack_blocks, place_rows, select_logit_rows,
+    LOGIT_ROWS, Tap, add_taps, group_queries, pack_blocks, place_rows, select_logit_rows,
     sort_nodes,
 };
 use crate::preprocess::PixelValues;
@@ -400,8 +400,9 @@ impl Backend for CpuBackend {
     }
 }
 
-/// The decoder of a model, as the engine takes it; nodes stand in topological order.
-fn prepared_decoder(model: &Model) -> Result<OnnxModel> {
+/// The decoder of a model, checked; it gives logits of the rows that [`LOGIT_ROWS`] names, and takes
+/// positions where it can.
+pub(super) fn cut_decoder(model: &Model) -> Result<OnnxModel> {
     let config = &model.config;
     let mut decoder = OnnxModel::load(&model.files.decoder)?;
     contract::check_decoder(&decoder, config)?;
@@ -414,6 +415,13 @@ fn prepared_decoder(model: &Model) -> Result<OnnxModel> {
         config.family.position_ids,
         config.family.inputs_embeds,
     );
+    Ok(decoder)
+}
+
+/// The decoder of a model, as the engine takes it; nodes stand in topological order.
+fn prepared_decoder(model: &Model) -> Result<OnnxModel> {
+    let config = &model.config;
+    let mut decoder = cut_decoder(model)?;
     pack_blocks(&mut decoder)?;
     // The engine packs keys anew for every head that shares them, and copies what is repeated.
     sort_nodes(&mut decoder)?;
@@ -432,14 +440,7 @@ fn add_tap(decoder: &mut OnnxModel, tap: &Tap, config: &ModelConfig) -> Result<(
     {
         return Ok(());
     }
-    let family = config.family;
-    let names = TapNames {
-        inputs_embeds: family.inputs_embeds,
-        past: family.past_prefix,
-        present: family.present_prefix,
-        n_layers: config.n_layers,
-        n_heads: config.n_heads,
-    };
+    let names = contract::tap_names(config);
     add_taps(decoder, std::slice::from_ref(tap), &names)
 }
 

@@ -6,14 +6,12 @@ use rten::{NodeId, Value, ValueOrView};
 use rten_tensor::{Tensor, TensorView};
 
 use super::contract;
+use super::cpu::cut_decoder;
 use crate::cpu::Session;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::onnx::passes::{
-    LOGIT_ROWS, LowerOptions, SALIENCY, SALIENCY_ROWS, Tap, TapNames, add_taps, lower, place_rows,
-    select_logit_rows,
-};
-use crate::onnx::{DataType, OnnxModel};
+use crate::onnx::DataType;
+use crate::onnx::passes::{LowerOptions, SALIENCY, SALIENCY_ROWS, Tap, add_taps, lower};
 
 /// Layers of the decoder that are looked at, the first ones: FastV (arXiv 2403.06764) drops tokens by
 /// the attention of the second. A pass of all layers would cost what pruning saves.
@@ -46,24 +44,13 @@ impl Saliency {
     pub(super) fn load(model: &Model) -> Result<Self> {
         let config = &model.config;
         let family = config.family;
-        let mut decoder = OnnxModel::load(&model.files.decoder)?;
-        contract::check_decoder(&decoder, config)?;
-        if !decoder.graph().input.iter().any(|i| i.name == LOGIT_ROWS) {
-            select_logit_rows(&mut decoder)?;
-        }
-        place_rows(&mut decoder, family.position_ids, family.inputs_embeds);
+        let mut decoder = cut_decoder(model)?;
         let options = LowerOptions {
             weights: Some(DataType::F32),
             ..LowerOptions::default()
         };
         lower(&mut decoder, &options)?;
-        let names = TapNames {
-            inputs_embeds: family.inputs_embeds,
-            past: family.past_prefix,
-            present: family.present_prefix,
-            n_layers: config.n_layers,
-            n_heads: config.n_heads,
-        };
+        let names = contract::tap_names(config);
         let tap = Tap::Saliency(layers(config.n_layers));
         add_taps(&mut decoder, &[tap], &names)?;
         let graph = decoder.graph_mut();

@@ -1,10 +1,11 @@
 //! What a build changes in a decoder because the user asks for it.
 
+use crate::backend::contract;
 use crate::bundle::Precision;
 use crate::error::Result;
 use crate::model::ModelConfig;
 use crate::onnx::OnnxModel;
-use crate::onnx::passes::{self, NEW_PREFIX, Tap, TapNames};
+use crate::onnx::passes::{self, NEW_PREFIX, Tap};
 
 /// Changes of a decoder that are off by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,18 +24,10 @@ impl Cuts {
         config: &ModelConfig,
         new_rows: bool,
     ) -> Result<()> {
-        let family = config.family;
-        let names = TapNames {
-            inputs_embeds: family.inputs_embeds,
-            past: family.past_prefix,
-            present: if new_rows {
-                NEW_PREFIX
-            } else {
-                family.present_prefix
-            },
-            n_layers: config.n_layers,
-            n_heads: config.n_heads,
-        };
+        let mut names = contract::tap_names(config);
+        if new_rows {
+            names.present = NEW_PREFIX;
+        }
         passes::add_taps(graph, &self.taps, &names)
     }
 
