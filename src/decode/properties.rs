@@ -230,6 +230,33 @@ fn answer_with_drafts_is_the_one_without() {
     }
 }
 
+/// Another prompt for the same model, answered with drafts of `drafter` and without: the same.
+fn next_answer(
+    random: &mut Random,
+    case: &mut Case,
+    speculator: &mut Speculator,
+    drafter: &'static str,
+    context: &str,
+) -> Generated {
+    let other = random.case();
+    let n_vocab = case.script.n_vocab as u32;
+    case.prompt = other.prompt.iter().map(|id| id % n_vocab).collect();
+    case.positions = other.positions;
+    let n = other.n_draft;
+    let strategy = Strategy::Always { drafter, n };
+    speculator.set(strategy).expect("a drafter");
+    let (plain, _, plain_cache) = case.run(&mut Speculator::off());
+    let (drafted, _, cache) = case.run(speculator);
+    let context = format!("{context}: {case:?}");
+    assert_eq!(drafted.ids, plain.ids, "{context}");
+    assert_eq!(
+        (drafted.stop, cache),
+        (plain.stop, plain_cache),
+        "{context}"
+    );
+    drafted
+}
+
 #[test]
 fn answer_with_ngram_drafts_is_the_one_without() {
     let mut random = Random(ChaCha8Rng::seed_from_u64(6));
@@ -238,25 +265,8 @@ fn answer_with_ngram_drafts_is_the_one_without() {
         let mut speculator = Speculator::new(vec![Box::new(Ngram::new())]);
         let mut case = random.case();
         for answer in 0..5 {
-            // Other prompts for the same model, one after the other.
-            let other = random.case();
-            let n_vocab = case.script.n_vocab as u32;
-            case.prompt = other.prompt.iter().map(|id| id % n_vocab).collect();
-            case.positions = other.positions;
-            let strategy = Strategy::Always {
-                drafter: "ngram",
-                n: other.n_draft,
-            };
-            speculator.set(strategy).expect("a drafter");
-            let (plain, _, plain_cache) = case.run(&mut Speculator::off());
-            let (drafted, _, cache) = case.run(&mut speculator);
-            let context = format!("session {session}, answer {answer}: {case:?}");
-            assert_eq!(drafted.ids, plain.ids, "{context}");
-            assert_eq!(
-                (drafted.stop, cache),
-                (plain.stop, plain_cache),
-                "{context}"
-            );
+            let context = format!("session {session}, answer {answer}");
+            let drafted = next_answer(&mut random, &mut case, &mut speculator, "ngram", &context);
             n_accepted += drafted.speculation.accepted;
         }
     }
@@ -274,23 +284,13 @@ fn answer_with_a_trained_drafter_is_the_one_without() {
         let trained = Trained::new(Box::new(model), &case.eos);
         let mut speculator = Speculator::new(vec![Box::new(trained)]);
         for answer in 0..2 {
-            let other = random.case();
-            let n_vocab = case.script.n_vocab as u32;
-            case.prompt = other.prompt.iter().map(|id| id % n_vocab).collect();
-            case.positions = other.positions;
-            let strategy = Strategy::Always {
-                drafter: "scripted",
-                n: other.n_draft,
-            };
-            speculator.set(strategy).expect("a drafter");
-            let (plain, _, plain_cache) = case.run(&mut Speculator::off());
-            let (drafted, _, cache) = case.run(&mut speculator);
-            let context = format!("session {session}, answer {answer}: {case:?}");
-            assert_eq!(drafted.ids, plain.ids, "{context}");
-            assert_eq!(
-                (drafted.stop, cache),
-                (plain.stop, plain_cache),
-                "{context}"
+            let context = format!("session {session}, answer {answer}");
+            let drafted = next_answer(
+                &mut random,
+                &mut case,
+                &mut speculator,
+                "scripted",
+                &context,
             );
             let report = drafted.speculation;
             n_accepted += report.accepted;

@@ -30,8 +30,8 @@ pub fn dims(heads: u32, rows: u32, packs: u32) -> Option<Dims> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Step;
     use super::super::machines::{Arg, Machine, Numbers, bytes, gpu_machine, host_machine};
-    use super::super::{MAX_DRAFT, MAX_EOS, Step};
     use super::*;
 
     fn check(machine: &Machine<'_>, seed: u64) {
@@ -44,17 +44,10 @@ mod tests {
             let step = Step {
                 // Sometimes too full for all rows.
                 cache_len: numbers.below(capacity + 1) as i32,
-                position: 0,
-                newest: 0,
                 n_draft: numbers.below(rows) as i32,
-                draft: [0; MAX_DRAFT],
-                n_out: 0,
                 max_out: 1,
                 stop: i32::from(numbers.below(6) == 0),
-                taken: 0,
-                n_eos: 0,
-                eos: [0; MAX_EOS],
-                ticket: 0,
+                ..Step::default()
             };
             let mut any = |n: usize| -> Vec<u32> {
                 (0..n * 4).map(|_| numbers.below(1 << 30) as u32).collect()

@@ -24,7 +24,7 @@ pub enum Stop {
 }
 
 /// `Step` of `device.cuh`, field by field.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Step {
     /// Rows of the KV cache in use.
     pub cache_len: i32,

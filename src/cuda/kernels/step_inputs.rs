@@ -30,7 +30,7 @@ mod tests {
     use half::f16;
 
     use super::super::machines::{Arg, Machine, Numbers, bytes, gpu_machine, host_machine};
-    use super::super::{MAX_DRAFT, MAX_EOS, Step};
+    use super::super::{MAX_DRAFT, Step};
     use super::*;
 
     /// Elements of a row.
@@ -59,13 +59,9 @@ mod tests {
                 newest: numbers.below(VOCAB) as i32,
                 n_draft: numbers.below(rows) as i32,
                 draft,
-                n_out: 0,
                 max_out: 1,
                 stop: i32::from(numbers.below(8) == 0),
-                taken: 0,
-                n_eos: 0,
-                eos: [0; MAX_EOS],
-                ticket: 0,
+                ..Step::default()
             };
             let mut codes: Vec<i8> = (0..VOCAB * D).map(|_| numbers.below(255) as i8).collect();
             let mut scales: Vec<f32> = (0..VOCAB)
