@@ -39,16 +39,26 @@ const SURPRISE: f64 = 1.4;
 pub struct Costs {
     /// Milliseconds of a pass of 1, 2, ... [`MAX_DRAFT`] + 1 rows.
     passes_ms: Vec<f64>,
-    /// Milliseconds that a drafter takes for a token, by name.
-    drafters_ms: BTreeMap<String, f64>,
+    /// What drafters take, by name.
+    drafters: BTreeMap<String, DraftCost>,
+}
+
+/// What a drafter takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DraftCost {
+    /// Milliseconds for a token.
+    pub token_ms: f64,
+    /// Milliseconds for a row of the prompt, before the first draft of an answer.
+    pub prompt_row_ms: f64,
 }
 
 impl Costs {
     /// Costs, if they can be costs.
-    pub fn new(passes_ms: Vec<f64>, drafters_ms: BTreeMap<String, f64>) -> Option<Self> {
+    pub fn new(passes_ms: Vec<f64>, drafters: BTreeMap<String, DraftCost>) -> Option<Self> {
         let costs = Self {
             passes_ms,
-            drafters_ms,
+            drafters,
         };
         costs.is_valid().then_some(costs)
     }
@@ -57,8 +67,9 @@ impl Costs {
     pub fn is_valid(&self) -> bool {
         let n = self.passes_ms.len();
         let passes = self.passes_ms.iter().all(|ms| *ms > 0.0 && *ms <= MOST_MS);
-        let mut drafters = self.drafters_ms.values();
-        n == MAX_DRAFT + 1 && passes && drafters.all(|ms| (0.0..=MOST_MS).contains(ms))
+        let drafters = self.drafters.values();
+        let mut drafters = drafters.flat_map(|cost| [cost.token_ms, cost.prompt_row_ms]);
+        n == MAX_DRAFT + 1 && passes && drafters.all(|ms| (0.0..=MOST_MS).contains(&ms))
     }
 
     /// Measures passes of `backend`, whose sequence is lost, and drafts. `None` if `stop` said so.
@@ -87,10 +98,10 @@ impl Costs {
         let second = backend.hidden().map(<[f32]>::to_vec);
         backend.rollback(CONTEXT)?;
         let hidden = [first.as_deref(), second.as_deref()];
-        let mut drafters_ms = BTreeMap::new();
+        let mut costs = BTreeMap::new();
         for drafter in drafters {
-            if let Some(ms) = draft_ms(drafter.as_mut(), &prompt, hidden, clock) {
-                drafters_ms.insert(drafter.name().to_owned(), ms);
+            if let Some(cost) = draft_cost(drafter.as_mut(), &prompt, hidden, clock) {
+                costs.insert(drafter.name().to_owned(), cost);
             }
         }
         let mut passes_ms = vec![f64::INFINITY; MAX_DRAFT + 1];
@@ -112,36 +123,39 @@ impl Costs {
         for n in (1..passes_ms.len()).rev() {
             passes_ms[n - 1] = passes_ms[n - 1].min(passes_ms[n]);
         }
-        Ok(Self::new(passes_ms, drafters_ms))
+        Ok(Self::new(passes_ms, costs))
     }
 }
 
-/// Milliseconds of one token of a draft after the prefill of `prompt` and two tokens, which were chosen
+/// What a draft takes after the prefill of `prompt` and two tokens, which were chosen
 /// from the states `hidden`; `None` from a drafter that fails, which tells so when it is
 /// used.
-fn draft_ms(
+fn draft_cost(
     drafter: &mut dyn Drafter,
     prompt: &Prefill<'_>,
     hidden: [Option<&[f32]>; 2],
     clock: &dyn Clock,
-) -> Option<f64> {
-    let mut least = f64::INFINITY;
+) -> Option<DraftCost> {
+    let (mut first_ms, mut token_ms) = (f64::INFINITY, f64::INFINITY);
     for _ in 0..ROUNDS {
         drafter.begin(prompt).ok()?;
         let mut draft = Draft::default();
         let [first, second] = hidden.map(|hidden| Accepted { ids: &[0], hidden });
         drafter.accept(first).ok()?;
-        // What a drafter does once for a prompt is no cost of a token.
+        let start = clock.now();
         drafter.propose(1, &mut draft).ok()?;
+        first_ms = first_ms.min(ms_since(clock, start));
         draft.clear();
         drafter.accept(second).ok()?;
         let start = clock.now();
         let n = drafter.outlook().map_or(1, |outlook| outlook.n);
         drafter.propose(n.clamp(1, MAX_DRAFT), &mut draft).ok()?;
-        let ms = ms_since(clock, start);
-        least = least.min(ms / draft.ids.len().max(1) as f64);
+        token_ms = token_ms.min(ms_since(clock, start) / draft.ids.len().max(1) as f64);
     }
-    Some(least)
+    Some(DraftCost {
+        token_ms,
+        prompt_row_ms: (first_ms - token_ms).max(0.0) / CONTEXT as f64,
+    })
 }
 
 fn ms_since(clock: &dyn Clock, start: Duration) -> f64 {
@@ -162,12 +176,15 @@ pub(super) struct RunningCosts {
     level: f64,
     /// The same of each number of rows, beyond `level`.
     own: Vec<f64>,
+    /// Milliseconds of a pass of one row, by such passes alone: what others take may be blamed on the machine.
+    plain_ms: f64,
 }
 
 impl RunningCosts {
     pub(super) fn new(measured: Costs) -> Self {
         Self {
             level: 0.0,
+            plain_ms: measured.passes_ms[0],
             own: vec![0.0; measured.passes_ms.len()],
             measured,
         }
@@ -183,15 +200,34 @@ impl RunningCosts {
         self.measured.passes_ms[n] * (self.level + self.own[n]).exp()
     }
 
-    /// The same in passes of one row.
+    /// Milliseconds of a pass of one row, as those have told that were seen.
+    pub(super) fn plain_ms(&self) -> f64 {
+        self.plain_ms
+    }
+
+    /// Cost of a pass of `n_rows` rows in passes of one row.
     pub(super) fn pass(&self, n_rows: usize) -> f64 {
         self.pass_ms(n_rows) / self.pass_ms(1)
     }
 
     /// A token of a drafter, in passes of one row.
     pub(super) fn token(&self, drafter: &str) -> f64 {
-        let ms = self.measured.drafters_ms.get(drafter);
-        ms.copied().unwrap_or(0.0) / self.pass_ms(1)
+        let cost = self.measured.drafters.get(drafter);
+        cost.map_or(0.0, |cost| cost.token_ms) / self.pass_ms(1)
+    }
+
+    /// What a drafter does once for a prompt of `n_rows` rows, in passes of one row.
+    pub(super) fn start(&self, drafter: &str, n_rows: usize) -> f64 {
+        let cost = self.measured.drafters.get(drafter);
+        cost.map_or(0.0, |cost| cost.prompt_row_ms) * n_rows as f64 / self.pass_ms(1)
+    }
+
+    /// The most that a drafter does once for a prompt of `n_rows` rows, in passes of one row.
+    pub(super) fn dearest_start(&self, n_rows: usize) -> f64 {
+        let names = self.measured.drafters.keys();
+        names
+            .map(|name| self.start(name, n_rows))
+            .fold(0.0, f64::max)
     }
 
     /// Takes note of what a pass took.
@@ -202,6 +238,10 @@ impl RunningCosts {
         }
         let surprise = surprise.clamp(-SURPRISE, SURPRISE);
         self.level += RATE * surprise;
+        if n_rows == 1 {
+            let surprise = (ms / self.plain_ms).ln().clamp(-SURPRISE, SURPRISE);
+            self.plain_ms *= (OWN_RATE * surprise).exp();
+        }
         for own in &mut self.own {
             *own *= KEPT;
         }
@@ -213,13 +253,23 @@ impl RunningCosts {
         }
     }
 
-    /// Takes note of what a draft of `n` tokens took.
+    /// Takes note of what a draft of `n` tokens took that was not the first of its answer.
     pub(super) fn saw_draft(&mut self, drafter: &str, n: usize, ms: f64) {
         let seen = ms / n.max(1) as f64;
-        if let Some(known) = self.measured.drafters_ms.get_mut(drafter) {
-            *known += RATE * (seen - *known);
-        } else {
-            self.measured.drafters_ms.insert(drafter.to_owned(), seen);
+        let known = self.measured.drafters.entry(drafter.to_owned());
+        let known = known.or_insert(DraftCost {
+            token_ms: seen,
+            ..DraftCost::default()
+        });
+        known.token_ms += RATE * (seen - known.token_ms);
+    }
+
+    /// Takes note of what a draft of `n` tokens took that was the first after a prompt of
+    /// `n_rows` rows.
+    pub(super) fn saw_start(&mut self, drafter: &str, n_rows: usize, n: usize, ms: f64) {
+        if let Some(known) = self.measured.drafters.get_mut(drafter) {
+            let once = (ms - known.token_ms * n as f64).max(0.0);
+            known.prompt_row_ms += RATE * (once / n_rows.max(1) as f64 - known.prompt_row_ms);
         }
     }
 }
@@ -251,6 +301,7 @@ mod tests {
         model.cost = Some((clock.clone(), ticks));
         let mut guess = Guess::new(SCRIPT, 256, 0);
         guess.cost = Some((clock.clone(), 25));
+        guess.row_cost = 500;
         let mut drafters: Vec<Box<dyn Drafter>> = vec![Box::new(guess)];
         let measured = Costs::measure(&mut model, &mut drafters, &clock, &|| false);
         let measured = measured.expect("passes").expect("not stopped");
@@ -258,7 +309,9 @@ mod tests {
             measured.passes_ms,
             [1.0, 1.1, 1.3, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8]
         );
-        assert_eq!(measured.drafters_ms["guess"], 0.025);
+        let guess = measured.drafters["guess"];
+        assert_eq!(guess.token_ms, 0.025);
+        assert!((guess.prompt_row_ms - 0.5).abs() < 1e-9, "{guess:?}");
 
         let left = Cell::new(5);
         let stop = || left.replace(left.get() - 1) == 0;
@@ -280,8 +333,14 @@ mod tests {
         ] {
             assert_eq!(costs(passes), None, "{passes:?}");
         }
-        let drafters = BTreeMap::from([("ngram".to_owned(), -1.0)]);
-        assert_eq!(Costs::new(vec![1.0; 9], drafters), None);
+        for (token_ms, prompt_row_ms) in [(-1.0, 0.0), (0.0, -1.0), (f64::NAN, 0.0)] {
+            let cost = DraftCost {
+                token_ms,
+                prompt_row_ms,
+            };
+            let drafters = BTreeMap::from([("ngram".to_owned(), cost)]);
+            assert_eq!(Costs::new(vec![1.0; 9], drafters), None);
+        }
     }
 
     #[test]
@@ -301,6 +360,7 @@ mod tests {
         }
         assert!((running.pass(5) - 2.5).abs() < 0.2, "{}", running.pass(5));
         assert!((running.pass(4) - 1.3).abs() < 0.01);
+        assert!((running.plain_ms() - 2.0).abs() < 0.01);
         // What nobody tries any more is believed as it was measured.
         for _ in 0..1000 {
             running.saw_pass(1, 2.0);
@@ -308,7 +368,9 @@ mod tests {
         assert!((running.pass(5) - 1.4).abs() < 0.05, "{}", running.pass(5));
         for nonsense in [0.0, f64::NAN, f64::INFINITY] {
             running.saw_pass(1, nonsense);
-            assert!(running.pass_ms(1).is_finite() && running.pass_ms(1) > 0.0);
+            for ms in [running.pass_ms(1), running.plain_ms()] {
+                assert!(ms.is_finite() && ms > 0.0);
+            }
         }
     }
 }

@@ -95,7 +95,7 @@ pub trait Drafter: Send {
     fn name(&self) -> &'static str;
 
     /// Share of its tokens that is likely to be accepted, from 0 to 1, where that is known before it was ever
-    /// asked; it then need not prove itself first.
+    /// asked.
     fn known_acceptance(&self) -> Option<f64> {
         None
     }
@@ -123,6 +123,9 @@ pub trait Drafter: Send {
 
     /// Ends the answer, which a drafter may remember for later ones.
     fn end(&mut self);
+
+    /// Forgets earlier answers.
+    fn forget(&mut self) {}
 }
 
 /// Why drafting was switched off, for people.

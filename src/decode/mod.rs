@@ -27,12 +27,13 @@ mod properties;
 #[cfg(test)]
 mod scripted;
 
+pub use auto::Learned;
 pub use clock::{Clock, WallClock};
-pub use costs::Costs;
+pub use costs::{Costs, DraftCost};
 pub use draft::{Accepted, Draft, Drafter, MAX_DRAFT, Outlook};
 pub use generate::{Generated, Limits, Stop, generate};
 pub use ngram::Ngram;
-pub use report::{NEAR_TIE, NearTie, Position, Report, Totals};
+pub use report::{NEAR_TIE, NearTie, Position, Refused, Report, Totals};
 pub use sampler::{Sampler, Sampling};
 pub use sentence::SentenceEnd;
 pub use speculator::{Speculator, Strategy};

@@ -139,6 +139,10 @@ impl Drafter for Ngram {
             self.earlier.push(token);
         }
     }
+
+    fn forget(&mut self) {
+        self.earlier.clear();
+    }
 }
 
 #[cfg(test)]

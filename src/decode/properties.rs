@@ -210,6 +210,17 @@ fn answer_with_drafts_is_the_one_without() {
         let accepted: usize = report.by_position.iter().map(|p| p.accepted).sum();
         assert_eq!((proposed, accepted), (report.proposed, report.accepted));
         assert!(report.by_position.len() <= case.n_draft, "{context}");
+        for refused in &report.refused {
+            assert_eq!(drafted.ids[refused.index], refused.chosen, "{context}");
+            assert_ne!(refused.drafted, refused.chosen, "{context}");
+        }
+        // Each pass refuses one token or none, and what stands behind it.
+        let n_refused = report.refused.len();
+        let is_something = report.proposed > report.accepted + cut * MAX_DRAFT;
+        assert!(
+            n_refused <= report.steps && (n_refused > 0 || !is_something),
+            "{context}"
+        );
         let greedy = case.sampling == Sampling::default();
         if greedy && case.right == 256 && case.fault.is_none() {
             assert_eq!(

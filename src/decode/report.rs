@@ -30,6 +30,22 @@ pub struct Report {
     pub near_ties: Vec<NearTie>,
     /// Why drafting was switched off for the rest of the answer, if it was.
     pub switched_off: Option<String>,
+    /// Draft tokens that were refused first in their drafts.
+    #[serde(skip)]
+    pub refused: Vec<Refused>,
+}
+
+/// A draft token that the target refused, and its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// Name of the drafter.
+    pub drafter: &'static str,
+    /// Place in the answer, from 0.
+    pub index: usize,
+    /// What was proposed.
+    pub drafted: u32,
+    /// What the target took instead.
+    pub chosen: u32,
 }
 
 /// Drafts at one place.
@@ -62,6 +78,7 @@ impl Default for Report {
             drafter_share: 0.0,
             near_ties: Vec::new(),
             switched_off: None,
+            refused: Vec::new(),
         }
     }
 }
@@ -79,6 +96,8 @@ pub struct Totals {
     pub by_position: Vec<Position>,
     /// Tokens of the answers after their first ones, for each pass; `None` without a pass.
     pub tokens_per_pass: Option<f64>,
+    /// Mean share of the time after the first token that drafters took, of answers with a pass, 0 to 1.
+    pub drafter_share: f64,
     /// Near ties of all answers.
     pub near_ties: usize,
     /// Answers in which drafting was switched off.
@@ -89,7 +108,7 @@ impl Totals {
     /// Adds up the reports of answers.
     pub fn of<'a>(reports: impl Iterator<Item = &'a Report>) -> Self {
         let mut totals = Self::default();
-        let mut tokens = 0.0;
+        let (mut tokens, mut shares, mut n_drafted) = (0.0, 0.0, 0);
         for report in reports {
             totals.steps += report.steps;
             totals.proposed += report.proposed;
@@ -97,6 +116,8 @@ impl Totals {
             totals.near_ties += report.near_ties.len();
             totals.switched_off += usize::from(report.switched_off.is_some());
             tokens += report.tokens_per_pass.unwrap_or(0.0) * report.steps as f64;
+            shares += report.drafter_share;
+            n_drafted += usize::from(report.steps > 0);
             let n = totals.by_position.len().max(report.by_position.len());
             totals.by_position.resize(n, Position::default());
             for (sum, position) in totals.by_position.iter_mut().zip(&report.by_position) {
@@ -104,6 +125,7 @@ impl Totals {
                 sum.accepted += position.accepted;
             }
         }
+        totals.drafter_share = shares / n_drafted.max(1) as f64;
         totals.tokens_per_pass = (totals.steps > 0).then(|| tokens / totals.steps as f64);
         totals
     }
@@ -137,6 +159,7 @@ mod tests {
         let mut short = Report::default();
         short.count(1, 1);
         (short.steps, short.tokens_per_pass) = (1, Some(2.0));
+        (long.drafter_share, short.drafter_share) = (0.2, 0.4);
         short.switched_off = Some("a reason".to_owned());
         let totals = Totals::of([&short, &long, &Report::default()].into_iter());
         let at = |proposed, accepted| Position { proposed, accepted };
@@ -144,6 +167,7 @@ mod tests {
         assert_eq!((totals.proposed, totals.accepted), (7, 3));
         assert_eq!((totals.steps, totals.tokens_per_pass), (5, Some(1.6)));
         assert_eq!((totals.near_ties, totals.switched_off), (0, 1));
+        assert!((totals.drafter_share - 0.3).abs() < 1e-9);
         assert_eq!(Totals::of([].into_iter()).tokens_per_pass, None);
     }
 }

@@ -133,6 +133,11 @@ pub(super) struct Guess {
     pub n_prompt: usize,
     /// Ticks of a made-up clock that a token takes.
     pub cost: Option<(MadeUpClock, u64)>,
+    /// Ticks that a row of the prompt takes, before the first draft of an answer.
+    pub row_cost: u64,
+    /// What it is said to be accepted of.
+    pub known: Option<f64>,
+    has_begun: bool,
 }
 
 impl Guess {
@@ -146,6 +151,9 @@ impl Guess {
             ids: Vec::new(),
             n_prompt: 0,
             cost: None,
+            row_cost: 0,
+            known: None,
+            has_begun: false,
         }
     }
 
@@ -160,7 +168,12 @@ impl Drafter for Guess {
         "guess"
     }
 
+    fn known_acceptance(&self) -> Option<f64> {
+        self.known
+    }
+
     fn begin(&mut self, prompt: &Prefill<'_>) -> Result<()> {
+        self.has_begun = false;
         self.ids = prompt.ids.to_vec();
         self.n_prompt = self.ids.len();
         Ok(())
@@ -183,6 +196,11 @@ impl Drafter for Guess {
 
     fn propose(&mut self, n: usize, draft: &mut Draft) -> Result<()> {
         self.n_proposals += 1;
+        if let Some((clock, _)) = &self.cost
+            && !std::mem::replace(&mut self.has_begun, true)
+        {
+            clock.advance(self.row_cost * self.n_prompt as u64);
+        }
         let mut ids = self.ids.clone();
         for _ in 0..n {
             let best = self.script.next(&ids);

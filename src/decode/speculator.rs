@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::auto::{Auto, Candidate, Choice};
+use super::auto::{Auto, Candidate, Choice, Learned, Made};
 use super::clock::{Clock, WallClock};
 use super::costs::{Costs, ms};
 use super::draft::{Accepted, Draft, Drafter, MAX_DRAFT, fault_of};
-use super::report::Report;
+use super::report::{Refused, Report};
 use crate::backend::{Backend, Prefill};
 use crate::error::{Error, Result};
 
@@ -43,6 +43,8 @@ pub struct Speculator {
 #[derive(Debug, Default)]
 struct Answer {
     report: Report,
+    /// Tokens so far.
+    n_tokens: usize,
     /// Draft tokens of each drafter.
     proposed: Vec<usize>,
     /// Time that drafters took.
@@ -102,10 +104,9 @@ impl Speculator {
     pub fn check(&self, strategy: Strategy) -> Result<()> {
         if let Strategy::Always { drafter, n } = strategy {
             if self.find(drafter).is_none() {
-                let names: Vec<&str> = self.drafters.iter().map(|d| d.name()).collect();
                 return Err(Error::Unavailable {
                     what: format!("the drafter `{drafter}`"),
-                    reason: format!("this model has {}", names.join(", ")),
+                    reason: format!("this model has {}", self.names().join(", ")),
                 });
             }
             if !(1..=self.most).contains(&n) {
@@ -146,6 +147,34 @@ impl Speculator {
         Ok(())
     }
 
+    /// What was learned of the drafters, for a later session.
+    pub fn learned(&self) -> Learned {
+        self.auto.learned(&self.names())
+    }
+
+    /// Goes on from what an earlier session has [learned](Self::learned).
+    pub fn set_learned(&mut self, learned: Learned) {
+        let names = self.names();
+        self.auto.set_learned(learned, &names);
+    }
+
+    /// Most tokens of a draft.
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
+    /// Forgets earlier answers.
+    pub fn forget_answers(&mut self) {
+        for drafter in &mut self.drafters {
+            drafter.forget();
+        }
+    }
+
+    /// Names of the drafters.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.drafters.iter().map(|d| d.name()).collect()
+    }
+
     fn find(&self, name: &str) -> Option<usize> {
         self.drafters.iter().position(|d| d.name() == name)
     }
@@ -156,7 +185,7 @@ impl Speculator {
             proposed: vec![0; self.drafters.len()],
             ..Answer::default()
         };
-        self.auto.begin();
+        self.auto.begin(prompt.ids.len());
         self.ask_each(|drafter| drafter.begin(prompt));
     }
 
@@ -168,6 +197,18 @@ impl Speculator {
             .count();
         self.now.report.count(draft.ids.len(), n_accepted);
         let n_drafted = draft.ids.len();
+        if let Some(choice) = self.now.choice
+            && let (Some(&drafted), Some(&chosen)) =
+                (draft.ids.get(n_accepted), tokens.ids.get(n_accepted))
+        {
+            self.now.report.refused.push(Refused {
+                drafter: self.drafters[choice.drafter].name(),
+                index: self.now.n_tokens + n_accepted,
+                drafted,
+                chosen,
+            });
+        }
+        self.now.n_tokens += tokens.ids.len();
         let outcome = self.now.choice.map(|choice| {
             // Where a drafter was too unsure to go on, a token was asked for in vain.
             let went_on = tokens.ids.len() > n_drafted;
@@ -175,8 +216,10 @@ impl Speculator {
             let n_tested = n_drafted.min(tokens.ids.len()) + usize::from(was_short);
             (choice, n_tested, n_accepted)
         });
-        let (n_tokens, is_drafted) = (tokens.ids.len(), n_drafted > 0);
-        self.auto.saw_tokens(n_tokens, is_drafted, outcome);
+        if self.strategy == Strategy::Auto {
+            let (n_tokens, is_drafted) = (tokens.ids.len(), n_drafted > 0);
+            self.auto.saw_tokens(n_tokens, is_drafted, outcome);
+        }
         self.ask_each(|drafter| drafter.accept(*tokens));
     }
 
@@ -252,15 +295,25 @@ impl Speculator {
         self.now.report.steps += 1;
         let pass = self.clock.now().saturating_sub(self.now.pass_began);
         let drafting = std::mem::take(&mut self.now.drafting_now);
-        let draft = self.now.choice.map(|choice| {
-            let name = self.drafters[choice.drafter].name();
-            (name, n_rows - 1, ms(self.now.proposing))
+        if self.strategy != Strategy::Auto {
+            // What the caller wants pays for nothing, and is no fault of anybody.
+            return;
+        }
+        let made = self.now.choice.map(|choice| Made {
+            drafter: choice.drafter,
+            name: self.drafters[choice.drafter].name(),
+            asked: choice.n,
+            proposed: n_rows - 1,
+            ms: ms(self.now.proposing),
         });
-        self.auto.saw_pass(n_rows, ms(pass), ms(drafting), draft);
+        self.auto.saw_pass(n_rows, ms(pass), ms(drafting), made);
     }
 
     /// Ends an answer of `n_ids` tokens; `decode` is the time after the first one.
     pub(super) fn end(&mut self, n_ids: usize, decode: Duration) -> Report {
+        if self.strategy == Strategy::Auto {
+            self.auto.end();
+        }
         if self.now.report.switched_off.is_none() {
             for which in 0..self.drafters.len() {
                 if self.uses(which) {

@@ -1,4 +1,5 @@
-//! What drafts cost on this machine: measured once for a model, and kept in the user's cache.
+//! What drafts cost on this machine, measured once for a model, and what became of them: both are kept in the user's
+//! cache.
 
 use std::fs;
 use std::io::Write;
@@ -9,30 +10,35 @@ use std::thread;
 
 use super::ask::Ask;
 use super::open::Pipeline;
-use crate::decode::{Costs, MAX_DRAFT, Strategy};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::decode::{Costs, Learned, MAX_DRAFT, Strategy};
 use crate::digest::sha256_bytes;
 use crate::error::{Error, Result};
 use crate::host::{cpu_name, user_cache};
 use crate::limits;
 use crate::read::read_file;
 
-/// Folder of the user's cache.
-const FOLDER: &str = "draft-costs";
+/// Folders of the user's cache.
+const COSTS: &str = "draft-costs";
+const LEARNED: &str = "draft-acceptance";
 
 /// Positions that a measurement takes, and some to spare.
 const LEAST_POSITIONS: usize = 64 + 2 * MAX_DRAFT;
 
-/// A file that holds [`Costs`] of one model on one machine.
+/// Files that hold [`Costs`] and what was [`Learned`] of one model on one machine.
 ///
-/// The file is a convenience: one that is missing, damaged or cannot be written costs a measurement,
-/// and is no error.
+/// They are a convenience: one that is missing, damaged or cannot be written costs a measurement or is learned
+/// again, and is no error.
 #[derive(Debug)]
 pub(super) struct DraftCosts {
-    path: PathBuf,
+    costs: PathBuf,
+    learned: PathBuf,
 }
 
 impl DraftCosts {
-    /// The file for a model, by its digest or another name of its own, with an engine; `None` if the
+    /// The files for a model, by its digest or another name of its own, with an engine; `None` if the
     /// user has no cache.
     pub(super) fn of(model: &str, engine: &str) -> Option<Self> {
         Some(Self::at(&user_cache()?, model, engine))
@@ -45,42 +51,69 @@ impl DraftCosts {
         let key = [model, engine, &cpu, &n_cores.to_string(), version].join("\n");
         let name = format!("{}.json", sha256_bytes(key.as_bytes()));
         Self {
-            path: cache.join(FOLDER).join(name),
+            costs: cache.join(COSTS).join(&name),
+            learned: cache.join(LEARNED).join(&name),
         }
     }
 
-    fn load(&self) -> Option<Costs> {
-        let bytes = match read_file(&self.path, limits::DRAFT_COSTS_BYTES) {
-            Ok(bytes) => bytes,
-            Err(e) => {
-                tracing::debug!("{e}: costs of drafts are measured");
-                return None;
-            }
-        };
-        let costs: Option<Costs> = serde_json::from_slice(&bytes).ok();
-        let costs = costs.filter(Costs::is_valid);
-        if costs.is_none() {
-            tracing::debug!("{}: damaged, measured again", self.path.display());
-        }
-        costs
+    fn load_costs(&self) -> Option<Costs> {
+        load(&self.costs, Costs::is_valid)
     }
 
-    fn save(&self, costs: &Costs) {
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        // Renamed into place: a reader sees all of it or nothing.
-        let written = fs::create_dir_all(folder).and_then(|()| {
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
-            file.write_all(&serde_json::to_vec(costs)?)?;
-            file.persist(&self.path)?;
-            Ok(())
-        });
-        if let Err(e) = written {
-            tracing::debug!("{}: not written: {e}", self.path.display());
+    fn load_learned(&self) -> Option<Learned> {
+        load(&self.learned, Learned::is_valid)
+    }
+}
+
+fn load<T: DeserializeOwned>(path: &Path, is_valid: impl Fn(&T) -> bool) -> Option<T> {
+    let bytes = match read_file(path, limits::DRAFT_COSTS_BYTES) {
+        Ok(bytes) => bytes,
+        Err(e) => {
+            tracing::debug!("{e}: nothing is known of drafts");
+            return None;
         }
+    };
+    let value: Option<T> = serde_json::from_slice(&bytes).ok();
+    let value = value.filter(is_valid);
+    if value.is_none() {
+        tracing::debug!("{}: damaged, found out again", path.display());
+    }
+    value
+}
+
+fn save(path: &Path, value: &impl Serialize) {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    // Renamed into place: a reader sees all of it or nothing.
+    let written = fs::create_dir_all(folder).and_then(|()| {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(&serde_json::to_vec(value)?)?;
+        file.persist(path)?;
+        Ok(())
+    });
+    if let Err(e) = written {
+        tracing::debug!("{}: not written: {e}", path.display());
     }
 }
 
 impl Pipeline {
+    /// Names of the drafters that can be asked for; none if the model cannot be drafted.
+    pub fn drafters(&self) -> Vec<&'static str> {
+        match self.backend.rows_are_independent() {
+            true => self.speculator.names(),
+            false => Vec::new(),
+        }
+    }
+
+    /// Most tokens of a draft.
+    pub fn most_draft_tokens(&self) -> usize {
+        self.speculator.most()
+    }
+
+    /// Forgets earlier answers, from which `ngram` drafts.
+    pub fn forget_answers(&mut self) {
+        self.speculator.forget_answers();
+    }
+
     /// Says whether this model can be drafted so.
     ///
     /// # Errors
@@ -126,9 +159,14 @@ impl Pipeline {
     /// True if costs are known, now or from the user's cache.
     fn know_costs(&mut self) -> bool {
         if self.speculator.costs().is_none()
-            && let Some(costs) = self.draft_costs.as_ref().and_then(DraftCosts::load)
+            && let Some(file) = &self.draft_costs
+            && let Some(costs) = file.load_costs()
         {
             self.speculator.set_costs(costs);
+            if let Some(learned) = file.load_learned() {
+                self.speculator.set_learned(learned.clone());
+                self.learned_before = Some(learned);
+            }
         }
         self.speculator.costs().is_some()
     }
@@ -147,9 +185,23 @@ impl Pipeline {
         let stop = || cancel.is_some_and(|flag| flag.load(Ordering::Relaxed));
         self.speculator.measure(self.backend.as_mut(), &stop)?;
         if let (Some(file), Some(costs)) = (&self.draft_costs, self.speculator.costs()) {
-            file.save(costs);
+            save(&file.costs, costs);
         }
         Ok(())
+    }
+}
+
+/// What became of drafts is kept for later, if it is known what they cost: else nothing was drafted.
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        if let Some(file) = &self.draft_costs
+            && self.speculator.costs().is_some()
+        {
+            let learned = self.speculator.learned();
+            if self.learned_before.as_ref() != Some(&learned) {
+                save(&file.learned, &learned);
+            }
+        }
     }
 }
 
@@ -158,9 +210,14 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::decode::{DraftCost, Speculator};
 
     fn costs() -> Costs {
-        let drafters = BTreeMap::from([("ngram".to_owned(), 0.25)]);
+        let cost = DraftCost {
+            token_ms: 0.25,
+            prompt_row_ms: 0.5,
+        };
+        let drafters = BTreeMap::from([("ngram".to_owned(), cost)]);
         Costs::new((1..=9).map(f64::from).collect(), drafters).expect("costs")
     }
 
@@ -168,42 +225,56 @@ mod tests {
     fn costs_are_kept_for_each_model_and_engine() {
         let cache = tempfile::tempdir().expect("dir");
         let file = DraftCosts::at(cache.path(), "a model", "cpu 1");
-        assert_eq!(file.load(), None);
-        file.save(&costs());
-        assert_eq!(file.load(), Some(costs()));
+        assert_eq!((file.load_costs(), file.load_learned()), (None, None));
+        save(&file.costs, &costs());
+        let learned = Speculator::off().learned();
+        save(&file.learned, &learned);
         let again = DraftCosts::at(cache.path(), "a model", "cpu 1");
-        assert_eq!(again.load(), Some(costs()));
+        assert_eq!(again.load_costs(), Some(costs()));
+        assert_eq!(again.load_learned(), Some(learned));
         for (model, engine) in [("another", "cpu 1"), ("a model", "cpu 2")] {
-            assert_eq!(DraftCosts::at(cache.path(), model, engine).load(), None);
+            let other = DraftCosts::at(cache.path(), model, engine);
+            assert_eq!((other.load_costs(), other.load_learned()), (None, None));
         }
     }
 
     #[test]
-    fn costs_in_a_damaged_file_are_none() {
+    fn what_stands_in_a_damaged_file_is_nothing() {
         let cache = tempfile::tempdir().expect("dir");
         let file = DraftCosts::at(cache.path(), "a model", "cpu 1");
-        file.save(&costs());
-        let good = fs::read(&file.path).expect("read");
-        let zeros = br#"{"passes_ms":[0,0,0,0,0,0,0,0,0],"drafters_ms":{}}"#;
-        let few = br#"{"passes_ms":[1,2],"drafters_ms":{}}"#;
+        save(&file.costs, &costs());
+        let good = fs::read(&file.costs).expect("read");
+        let zeros = br#"{"passes_ms":[0,0,0,0,0,0,0,0,0],"drafters":{}}"#;
+        let few = br#"{"passes_ms":[1,2],"drafters":{}}"#;
+        let rich = br#"{"credit":1e9,"answer_tokens":9,"acceptance":[]}"#;
         let huge = vec![b' '; 1 << 20];
-        for bytes in [b"", &good[..good.len() / 2], zeros, few, b"null", &huge] {
-            fs::write(&file.path, bytes).expect("write");
-            assert_eq!(file.load(), None);
+        for bytes in [
+            b"",
+            &good[..good.len() / 2],
+            zeros,
+            few,
+            rich,
+            b"null",
+            &huge,
+        ] {
+            fs::write(&file.costs, bytes).expect("write");
+            fs::create_dir_all(file.learned.parent().expect("folder")).expect("folder");
+            fs::write(&file.learned, bytes).expect("write");
+            assert_eq!((file.load_costs(), file.load_learned()), (None, None));
         }
-        fs::remove_file(&file.path).expect("remove");
-        fs::create_dir(&file.path).expect("a folder in its place");
-        assert_eq!(file.load(), None);
+        fs::remove_file(&file.costs).expect("remove");
+        fs::create_dir(&file.costs).expect("a folder in its place");
+        assert_eq!(file.load_costs(), None);
         // Not written, and no error either.
-        file.save(&costs());
-        assert_eq!(file.load(), None);
+        save(&file.costs, &costs());
+        assert_eq!(file.load_costs(), None);
     }
 
     #[test]
     fn costs_where_no_cache_can_be_made_are_not_kept() {
         let cache = tempfile::NamedTempFile::new().expect("a file");
         let file = DraftCosts::at(cache.path(), "a model", "cpu 1");
-        file.save(&costs());
-        assert_eq!(file.load(), None);
+        save(&file.costs, &costs());
+        assert_eq!(file.load_costs(), None);
     }
 }

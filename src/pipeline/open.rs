@@ -8,7 +8,7 @@ use super::draft_costs::DraftCosts;
 use crate::backend::{Backend, CpuBackend, DraftModel};
 use crate::bundle::{Bundle, Engine, EngineSet, MANIFEST, Target};
 use crate::cpu::ENGINE_VERSION;
-use crate::decode::{Drafter, MAX_DRAFT, Ngram, Speculator, Trained};
+use crate::decode::{Drafter, Learned, MAX_DRAFT, Ngram, Speculator, Trained};
 use crate::digest::sha256_bytes;
 use crate::error::{Error, Result};
 use crate::limits;
@@ -32,6 +32,10 @@ pub struct Pipeline {
     pub(super) speculator: Speculator,
     /// Where costs of drafts are kept, if the model and the user's cache are known.
     pub(super) draft_costs: Option<DraftCosts>,
+    /// Fingerprint of the decoder that its trained drafts were trained on, if it has any.
+    drafted_decoder: Option<String>,
+    /// What earlier sessions have learned of drafts, as this one found it.
+    pub(super) learned_before: Option<Learned>,
     /// Drafts that the model holds and that are not for it, with the reason.
     pub(super) refused_drafts: Vec<(DraftKind, String)>,
     backend_name: &'static str,
@@ -89,8 +93,10 @@ impl Pipeline {
                 (model, precision, bundle.digest().to_owned(), drafts)
             }
         };
+        let drafted_decoder = drafts.decoder();
         let (backend, models) = drafts.load(&model)?;
         let mut pipeline = Self::with_backend(model, precision, "cpu", Box::new(backend))?;
+        pipeline.drafted_decoder = drafted_decoder.filter(|_| !models.is_empty());
         pipeline.add_drafters(models);
         pipeline.speculator.limit(most_drafts);
         pipeline.refused_drafts = drafts.refused;
@@ -117,6 +123,8 @@ impl Pipeline {
             warned_of_crop: false,
             speculator: Speculator::new(vec![Box::new(Ngram::new())]),
             draft_costs: None,
+            drafted_decoder: None,
+            learned_before: None,
             refused_drafts: Vec::new(),
             backend_name,
             precision,
@@ -146,6 +154,11 @@ impl Pipeline {
     /// Precision of the weights.
     pub fn precision(&self) -> &str {
         &self.precision
+    }
+
+    /// Fingerprint of the decoder that the trained drafts at hand were trained on; `None` without any.
+    pub fn drafted_decoder(&self) -> Option<&str> {
+        self.drafted_decoder.as_deref()
     }
 }
 
@@ -177,6 +190,12 @@ impl Drafts {
             }
         }
         drafts
+    }
+
+    /// Fingerprint of the decoder that they were trained on.
+    fn decoder(&self) -> Option<String> {
+        let target = self.fit.first()?.targets.first()?;
+        Some(target.fingerprint.clone())
     }
 
     /// Loads the model with them; without them, if its graph does not give what they need.
