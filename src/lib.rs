@@ -11,6 +11,7 @@ pub mod bundle;
 pub mod calibrate;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod corrections;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;

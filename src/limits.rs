@@ -118,3 +118,6 @@ pub const CALIBRATION_STATE_BYTES: u64 = 1 << 30;
 
 /// Largest file of measured costs of drafts, in bytes.
 pub const DRAFT_COSTS_BYTES: u64 = 64 << 10;
+
+/// Largest file of refused drafts, in bytes: some hundred thousand answers.
+pub const CORRECTIONS_BYTES: u64 = 64 << 20;

@@ -24,6 +24,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("bundle", 3),
     ("hub", 3),
     ("items", 3),
+    ("corrections", 3),
     ("cpu", 4),
     ("prune", 4),
     ("quantize", 4),

@@ -72,13 +72,15 @@ fn train(
     let options = DraftOptions {
         kind,
         items,
+        corrections: &[],
         out,
         force: false,
         epochs,
         patience: epochs,
         batch: 2,
         rate: 3e-3,
-        width: Some(32),
+        // Widths of 32 and 48, of which one is whole heads.
+        width: None,
         exit_layer: None,
         vocabulary: 100,
         held_out: 0.2,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use indicatif::{HumanBytes, ProgressBar};
 
+use super::collect::CollectArgs;
 use super::interrupt;
 use super::knobs::{Knobs, open};
 use super::main::say;
@@ -31,6 +32,8 @@ pub struct Args {
     data: PathBuf,
     #[command(flatten)]
     knobs: Knobs,
+    #[command(flatten)]
+    collect: CollectArgs,
     /// Model to agree with, run alongside [default: the token ids of the items]
     #[arg(long, value_name = "MODEL")]
     reference: Option<PathBuf>,
@@ -73,8 +76,10 @@ impl Args {
     pub fn run(self) -> anyhow::Result<()> {
         let cancel = interrupt::install()?;
         self.knobs.check()?;
+        self.collect.check(&self.knobs)?;
         let checked = self.items()?;
         let mut pipeline = self.knobs.open(&self.model, cancel)?;
+        let mut collecting = self.collect.open(&pipeline)?;
         let mut reference = match &self.reference {
             Some(model) => Some(open(model, self.reference_variant.as_deref(), cancel)?),
             None => None,
@@ -113,14 +118,24 @@ impl Args {
             let (path, precision) = (path.display(), model.precision());
             format!("{path} ({precision})")
         });
+        let evaluation = evaluation?;
         let report = Report::new(
             self.model.clone(),
             self.data.clone(),
             &checked,
             reference,
-            &evaluation?,
+            &evaluation,
         );
         self.print(&report)?;
+        if let Some(collecting) = &mut collecting {
+            for outcome in &evaluation.outcomes {
+                let item = &checked.items[outcome.item];
+                collecting.add(&item.image, &item.prompt, &outcome.answer)?;
+            }
+        }
+        if let Some(collecting) = collecting {
+            collecting.finish();
+        }
         Ok(self.check(&report)?)
     }
 

@@ -10,6 +10,7 @@ mod build_plan;
 mod build_progress;
 mod calibrate;
 mod calibration;
+mod collect;
 mod completions;
 mod doctor;
 mod eval;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
+use super::collect::CollectArgs;
 use super::files;
 use super::interrupt;
 use super::knobs::Knobs;
@@ -35,6 +36,8 @@ pub struct Args {
     prompt: OsString,
     #[command(flatten)]
     knobs: Knobs,
+    #[command(flatten)]
+    collect: CollectArgs,
     /// Draw which visual tokens stayed, and the pruner's scores, on the image into this PNG file
     #[arg(long, value_name = "OUT.png")]
     overlay: Option<PathBuf>,
@@ -54,8 +57,10 @@ impl Args {
         let question = self.question()?;
         Text::check_question(&question)?;
         self.knobs.check()?;
+        self.collect.check(&self.knobs)?;
         self.check_overlay()?;
         let mut pipeline = self.knobs.open(&self.model, cancel)?;
+        let mut collecting = self.collect.open(&pipeline)?;
         let ask = Ask {
             cancel: Some(cancel),
             ..self.knobs.ask()
@@ -63,10 +68,16 @@ impl Args {
         for image in &self.image {
             interrupt::end_at_once(true);
             let frame = Frame::load(image)?;
-            self.answer(&mut pipeline, &frame, &question, &ask)?;
+            let answer = self.answer(&mut pipeline, &frame, &question, &ask)?;
+            if let Some(collecting) = &mut collecting {
+                collecting.add(image, &question, &answer)?;
+            }
             if interrupt::interrupted() {
                 break;
             }
+        }
+        if let Some(collecting) = collecting {
+            collecting.finish();
         }
         Ok(())
     }
@@ -77,7 +88,7 @@ impl Args {
         frame: &Frame,
         question: &str,
         ask: &Ask<'_>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Answer> {
         let about = || frame.name().to_owned();
         // Not locked while the model runs: the engine may print there, too (`RTEN_TIMING`).
         let mut out = stdout();
@@ -89,7 +100,8 @@ impl Args {
             // A line is whole or not there.
             interrupt::end_at_once(false);
             let written = serde_json::to_writer(&mut out, &answer).map_err(std::io::Error::from);
-            return written.and_then(|()| writeln!(out)).context(STDOUT);
+            written.and_then(|()| writeln!(out)).context(STDOUT)?;
+            return Ok(answer);
         }
         // A sentence may be trimmed at its end, so that it is not printed before it is whole.
         let stream = self.knobs.stop_at() == StopAt::Eos;
@@ -113,7 +125,7 @@ impl Args {
         writeln!(out).context(STDOUT)?;
         self.draw_overlay(frame, &answer)?;
         say(format_args!("  {}", summary(&answer)));
-        Ok(())
+        Ok(answer)
     }
 
     /// Refuses what no overlay can be written to, before a model is loaded.

@@ -11,10 +11,11 @@ use super::main::say;
 use super::progress::style;
 use super::source::resolve;
 use crate::bundle::Bundle;
+use crate::corrections::read_corrections;
 use crate::error::Error;
 use crate::items::{read_items, spread};
 use crate::model::{DraftKind, Model};
-use crate::train::{DraftEvent, DraftOptions, DraftOutcome, train_draft};
+use crate::train::{DraftEvent, DraftOptions, DraftOutcome, decoder_fingerprints, train_draft};
 
 /// Train what makes a model answer faster; the model itself stays as it is
 #[derive(clap::Args)]
@@ -43,6 +44,9 @@ struct DraftArgs {
     /// JSONL file of pictures with questions, or a folder
     #[arg(long, value_name = "ITEMS.jsonl")]
     data: PathBuf,
+    /// Refused drafts that `run` or `eval --collect` has written: learn from them, too
+    #[arg(long, value_name = "FILE.jsonl")]
+    corrections: Option<PathBuf>,
     /// Folder of the draft's files
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -70,7 +74,7 @@ struct DraftArgs {
     /// Largest learning rate
     #[arg(long, value_name = "R", default_value_t = 2e-3)]
     rate: f64,
-    /// Inner width, a multiple of 32 [default: the model's]
+    /// Inner width, a multiple of 32 [default: the model's, rounded down to one]
     #[arg(long, value_name = "N")]
     width: Option<usize>,
     /// Last layer that an early exit runs, from 0 [default: a quarter of the layers]
@@ -121,12 +125,17 @@ impl DraftArgs {
         if let Some(n) = self.samples {
             items = spread(items, n);
         }
+        let corrections = match &self.corrections {
+            Some(path) => read_corrections(path, &decoder_fingerprints(&model)?)?,
+            None => Vec::new(),
+        };
         let options = DraftOptions {
             kind: match self.kind {
                 KindArg::Head => DraftKind::Head,
                 KindArg::EarlyExit => DraftKind::EarlyExit,
             },
             items: &items,
+            corrections: &corrections,
             out: &self.out,
             force: self.force,
             epochs: self.epochs,

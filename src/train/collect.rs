@@ -7,6 +7,7 @@
 //! | `rows`     | `[rows, d]` f16         | the tapped value: of all rows that were fed, or of the answer's alone |
 //! | `top_ids`  | `[answer, k]` u32       | the most likely ids from which each token of the answer was chosen |
 //! | `top_p`    | `[answer, k]` f32       | their probabilities among all ids |
+//! | `weights`  | `[answer]` f32          | how much each token of the answer counts; 1 where this is missing |
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -14,12 +15,14 @@ use std::sync::{Arc, Mutex};
 use candle_core::{Device, Tensor};
 use half::f16;
 
+use super::corrected::weights;
 use super::failed;
 use super::shards::{Record, Shards};
 use crate::backend::{Backend, CpuBackend, Logits, Prefill};
+use crate::corrections::Correction;
 use crate::error::{Error, Result};
 use crate::items::Item;
-use crate::model::Model;
+use crate::model::{DraftKind, Model};
 use crate::pipeline::{Ask, Pipeline};
 use crate::preprocess::{Frame, PixelValues};
 use crate::sync::lock;
@@ -130,7 +133,12 @@ impl Backend for Noting {
 
 /// How to collect.
 pub(super) struct Collecting<'a> {
+    /// What is asked, corrected answers first.
     pub items: &'a [Item],
+    /// What was refused in these.
+    pub corrections: &'a [&'a Correction],
+    /// Whose drafts they have to be.
+    pub kind: DraftKind,
     pub prompt_rows: bool,
     pub max_tokens: Option<usize>,
     pub cancel: &'a dyn Fn() -> bool,
@@ -166,7 +174,7 @@ pub(super) fn collect(
         ..Collected::default()
     };
     on_item(shards.len());
-    for item in collecting.items.iter().skip(collected.resumed) {
+    for (index, item) in collecting.items.iter().enumerate().skip(collected.resumed) {
         if (collecting.cancel)() {
             shards.flush()?;
             return Err(Error::Cancelled);
@@ -188,7 +196,13 @@ pub(super) fn collect(
             other => other,
         })?;
         let recording = std::mem::take(&mut *lock(&recording));
-        shards.push(record(recording, &answer.token_ids, model.config.d_model)?)?;
+        let mut record = record(recording, &answer.token_ids, model.config.d_model)?;
+        if let Some(correction) = collecting.corrections.get(index) {
+            let weights = weights(correction, &answer.token_ids, collecting.kind);
+            let weights = Tensor::new(weights, &Device::Cpu).map_err(failed)?;
+            record.insert("weights".to_owned(), weights);
+        }
+        shards.push(record)?;
         on_item(shards.len());
     }
     shards.flush()?;
@@ -230,7 +244,6 @@ fn record(recording: Recording, answer: &[u32], d: usize) -> Result<Record> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
     #[test]
     fn most_likely_ids_come_first_with_their_share_of_all() {
         let mut logits = vec![0.0; 100];

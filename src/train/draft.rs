@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::collect::{Collecting, TOP, collect};
+use super::corrected::{item_of, usable};
 use super::export::export;
 use super::failed;
 use super::fit::{Event as FitEvent, FitOptions, fit};
@@ -15,6 +16,7 @@ use super::net::{CHAIN, HEAD_DIM, Net, ratio};
 use super::params::Params;
 use super::shards::{Shards, save, write_whole};
 use crate::backend::CpuBackend;
+use crate::corrections::Correction;
 use crate::digest::{sha256_bytes, sha256_file};
 use crate::error::{Error, Result};
 use crate::items::Item;
@@ -33,6 +35,9 @@ pub struct DraftOptions<'a> {
     pub kind: DraftKind,
     /// Pictures and questions; at least two pictures.
     pub items: &'a [Item],
+    /// Drafts that the target refused: their answers are learned from, too, and what it said instead counts more. Never of
+    /// pictures that are judged.
+    pub corrections: &'a [Correction],
     /// Folder of the draft's files.
     pub out: &'a Path,
     /// Replace files that are there.
@@ -45,7 +50,7 @@ pub struct DraftOptions<'a> {
     pub batch: usize,
     /// Largest learning rate.
     pub rate: f64,
-    /// Inner width; that of the target if not said.
+    /// Inner width; about that of the target if not said.
     pub width: Option<usize>,
     /// Last layer of the target that an early exit runs, from 0; a quarter of the layers if not said.
     pub exit_layer: Option<usize>,
@@ -94,6 +99,8 @@ pub struct DraftOutcome {
     pub kind: DraftKind,
     /// Items that were asked.
     pub items: usize,
+    /// Answers with refused drafts among them.
+    pub corrections: usize,
     /// Items that an earlier, interrupted run asked.
     pub resumed: usize,
     /// Pictures that could not be read.
@@ -133,10 +140,15 @@ pub fn train_draft(
     let n_pictures = pictures.last().map_or(0, |last| last + 1);
     let n_held = (n_pictures as f64 * options.held_out).round() as usize;
     let n_held = n_held.clamp(1, n_pictures - 1);
-    let held_out = |index: usize| pictures[index] >= n_pictures - n_held;
+    let is_held = |item: usize| pictures[item] >= n_pictures - n_held;
+    let corrections = usable(options.corrections, options.items, &is_held);
+    let n_corrections = corrections.len();
+    let mut items: Vec<Item> = corrections.iter().copied().map(item_of).collect();
+    items.extend_from_slice(options.items);
+    let held_out = |index: usize| index >= n_corrections && is_held(index - n_corrections);
 
     // The key of the data tells what the target said, that of the training the rest.
-    let data_key = data_key(model, options, layer)?;
+    let data_key = data_key(model, options, &corrections, layer)?;
     let work = options.out.join(format!("{kind}.partial"));
     let data = work.join(&data_key[..16]);
     std::fs::create_dir_all(&data).map_err(Error::io(&data))?;
@@ -145,12 +157,14 @@ pub fn train_draft(
     let backend = CpuBackend::load_tapped(model, Some(tap))?;
     let embedding = Arc::clone(backend.embedding());
     let collecting = Collecting {
-        items: options.items,
+        items: &items,
+        corrections: &corrections,
+        kind,
         prompt_rows: kind == DraftKind::Head,
         max_tokens: options.max_tokens,
         cancel: options.cancel,
     };
-    let total = options.items.len();
+    let total = items.len();
     let collected = collect(model, backend, &mut shards, &collecting, &mut |done| {
         on_event(Event::Asked(done, total));
     })?;
@@ -159,7 +173,7 @@ pub fn train_draft(
     let net = Net {
         kind,
         d_model: model.config.d_model,
-        width: options.width.unwrap_or(model.config.d_model),
+        width: options.width.unwrap_or(default_width(model.config.d_model)),
         vocabulary: words.ids,
         eos: model.config.eos.clone(),
         embedding,
@@ -209,6 +223,7 @@ pub fn train_draft(
             "created_by": format!("trtvlm {}", env!("CARGO_PKG_VERSION")),
             "data_sha256": data_key,
             "items": total,
+            "corrections": n_corrections,
             "seed": options.seed,
             "width": net.width,
             "best": epochs[best],
@@ -220,6 +235,7 @@ pub fn train_draft(
         graph,
         kind,
         items: total - collected.skipped.len(),
+        corrections: n_corrections,
         resumed: collected.resumed,
         skipped: collected.skipped,
         parameters: params.n_elements(),
@@ -250,7 +266,7 @@ fn check(model: &Model, options: &DraftOptions<'_>) -> Result<Option<usize>> {
             Some(layer)
         }
     };
-    let width = options.width.unwrap_or(model.config.d_model);
+    let width = options.width.unwrap_or(default_width(model.config.d_model));
     if width == 0 || !width.is_multiple_of(HEAD_DIM) || width > crate::limits::MODEL_WIDTH {
         return argument("width", format!("{width}, a multiple of {HEAD_DIM}"));
     }
@@ -291,6 +307,11 @@ fn check(model: &Model, options: &DraftOptions<'_>) -> Result<Option<usize>> {
     Ok(layer)
 }
 
+/// The width of the target, rounded down to whole heads; one head at least.
+fn default_width(d_model: usize) -> usize {
+    (d_model / HEAD_DIM).max(1) * HEAD_DIM
+}
+
 /// The number of each item's picture: items of one picture are never learned from and judged at once.
 fn pictures(items: &[Item]) -> Vec<usize> {
     let mut known = BTreeMap::new();
@@ -310,7 +331,12 @@ fn pictures(items: &[Item]) -> Vec<usize> {
 }
 
 /// Digest of everything that decides what the target says.
-fn data_key(model: &Model, options: &DraftOptions<'_>, layer: Option<usize>) -> Result<String> {
+fn data_key(
+    model: &Model,
+    options: &DraftOptions<'_>,
+    corrections: &[&Correction],
+    layer: Option<usize>,
+) -> Result<String> {
     let mut lines = vec![
         format!("trtvlm {}", env!("CARGO_PKG_VERSION")),
         format!("{} {layer:?} {:?}", options.kind, options.max_tokens),
@@ -323,6 +349,9 @@ fn data_key(model: &Model, options: &DraftOptions<'_>, layer: Option<usize>) -> 
         if !name.contains('/') {
             lines.push(format!("{name} {}", sha256_file(&path, |_| {})?.sha256));
         }
+    }
+    for correction in corrections {
+        lines.push(format!("{correction:?}"));
     }
     for item in options.items {
         // A picture that cannot be read is skipped when its turn comes.
@@ -399,6 +428,15 @@ fn vocabulary(shards: &Shards, held_out: &dyn Fn(usize) -> bool, most: usize) ->
         mass,
         collected,
     })
+}
+
+/// Fingerprints of the decoder in every variant that stands in a model folder.
+///
+/// # Errors
+/// Those of reading them.
+pub fn decoder_fingerprints(model: &Model) -> Result<Vec<String>> {
+    let of = |target: TargetFile| target.fingerprint;
+    Ok(targets(model)?.into_iter().map(of).collect())
 }
 
 /// The decoder in every variant that stands in the folder: all are of the same weights.

@@ -5,6 +5,7 @@
 //! | part | what |
 //! |------|------|
 //! | `collect` | runs the frozen model once over the items, and writes what it did in shards |
+//! | `corrected` | drafts that the model refused, to be learned from |
 //! | `shards`  | records of tensors in files of bounded size |
 //! | `params`  | weights, and the optimizer with its moments |
 //! | `fit`     | epochs, held-out scores, early stopping, checkpoints |
@@ -17,6 +18,7 @@
 //! state of each epoch is kept whole.
 
 mod collect;
+mod corrected;
 mod draft;
 mod export;
 mod fit;
@@ -25,7 +27,9 @@ mod params;
 mod shards;
 
 pub use collect::Collected;
-pub use draft::{DraftOptions, DraftOutcome, EpochReport, Event as DraftEvent, train_draft};
+pub use draft::{
+    DraftOptions, DraftOutcome, EpochReport, Event as DraftEvent, decoder_fingerprints, train_draft,
+};
 pub use fit::{Epoch, Event, FitOptions, Trainee, fit};
 pub use params::{Params, Schedule};
 pub use shards::{Record, Shards};

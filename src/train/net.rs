@@ -64,7 +64,8 @@ struct Example {
     rows: Tensor,
     /// Row from which the first guess is made.
     first: usize,
-    /// Probabilities of the target for each guess, `[guesses, vocabulary]`; what is missing to 1 has no logit.
+    /// Probabilities of the target for each guess, `[guesses, vocabulary]`, times what the guess counts; what is missing
+    /// has no logit.
     target: Tensor,
     /// What the target chose.
     chosen: Vec<u32>,
@@ -142,19 +143,22 @@ impl Net {
         };
         let (top_ids, top_p) = (part("top_ids")?, part("top_p")?);
         let rows = part("rows")?;
+        let weights = record.get("weights");
         let make = || -> candle_core::Result<Example> {
             let d = self.d_model;
             let embeds = embeds.map(|e| norm(&Tensor::from_vec(e, (n_rows, d), &Device::Cpu)?));
             let rows = rows.narrow(0, 0, n_rows)?.to_dtype(DType::F32)?;
             let (top_ids, top_p) = (top_ids.flatten_all()?, top_p.flatten_all()?);
             let (top_ids, top_p) = (top_ids.to_vec1::<u32>()?, top_p.to_vec1::<f32>()?);
+            let weights = weights.map(Tensor::to_vec1::<f32>).transpose()?;
             let n_logits = self.vocabulary.len();
             let mut target = vec![0f32; n_guesses * n_logits];
             // The first token of an answer is not drafted.
             for (row, out) in target.chunks_exact_mut(n_logits).enumerate() {
+                let weight = weights.as_ref().map_or(1.0, |weights| weights[row + 1]);
                 for at in (row + 1) * TOP..(row + 2) * TOP {
                     if let Ok(logit) = self.vocabulary.binary_search(&top_ids[at]) {
-                        out[logit] += top_p[at];
+                        out[logit] += weight * top_p[at];
                     }
                 }
             }
