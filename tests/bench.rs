@@ -34,7 +34,8 @@ fn bench_writes_results_a_table_and_plots() {
         "--quantized-variant",
         "fp16",
     ];
-    let output = bench("onnx/uav-tiny", &out, &[&args[..], &more].concat());
+    let drafts = ["--draft-sweep", "head"];
+    let output = bench("onnx/uav-tiny", &out, &[&args[..], &more, &drafts].concat());
     assert!(output.status.success(), "{}", stderr(&output));
     let read = |name: &str| std::fs::read_to_string(out.join(name)).expect(name);
     let results: Value = serde_json::from_str(&read("results.json")).expect("JSON");
@@ -49,11 +50,15 @@ fn bench_writes_results_a_table_and_plots() {
         "full",
     ];
     assert_eq!(names[..6], ablation);
-    assert_eq!(names.len(), 6 + 2 * 6);
+    assert_eq!(names.len(), 6 + 2 * 6 + 8);
     // Drafts change no answer.
-    for row in [0, 2] {
+    for row in [0, 2].into_iter().chain(18..26) {
         assert_eq!(rows[row]["agreement"]["share"], 1.0);
     }
+    assert_eq!(rows[25]["drafts"], serde_json::json!(["head", 8]));
+    let speculation = &rows[25]["speculation"];
+    assert!(speculation["accepted"].as_u64().expect("count") > 0);
+    assert!(speculation["drafter_share"].as_f64().expect("share") > 0.0);
     assert_eq!(
         (&rows[0]["kept"], &rows[1]["kept"]),
         (&256.0.into(), &26.0.into())
@@ -71,12 +76,22 @@ fn bench_writes_results_a_table_and_plots() {
         "first-token.svg",
         "stages.svg",
         "ablation.svg",
+        "acceptance.svg",
+        "speed-up.svg",
     ] {
         assert!(read(plot).ends_with("</svg>\n"), "{plot}");
     }
     let table = read("table.md");
     assert!(table.contains("| pruning + speculation |") && table.contains("| `grid` |"));
+    assert!(table.contains("| `head` | 8 |"), "{table}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), table);
+
+    let unknown = bench(
+        "onnx/uav-tiny",
+        &dir.path().join("none"),
+        &["--draft-sweep", "best"],
+    );
+    assert!(stderr(&unknown).contains("the drafter `best` is not available"));
 
     let again = bench("onnx/uav-tiny", &out, &args);
     assert_eq!(again.status.code(), Some(1));

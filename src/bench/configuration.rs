@@ -17,6 +17,8 @@ pub struct Configuration<'a> {
     pub ablation: bool,
     /// The policy and the share that it is a point of the sweep for.
     pub sweep: Option<(Pruner, f64)>,
+    /// The drafter and the length of its drafts that it is a point of the sweep over drafts for.
+    pub drafts: Option<(&'static str, usize)>,
     /// Whether the quantized model is asked.
     pub quantized: bool,
     /// How to ask.
@@ -34,6 +36,10 @@ pub struct Plan<'a> {
     pub pruners: Vec<Pruner>,
     /// Shares of the sweep.
     pub shares: Vec<f64>,
+    /// Drafters of the sweep over lengths of drafts; none for no sweep.
+    pub drafters: Vec<&'static str>,
+    /// Longest drafts of that sweep; it begins with 1.
+    pub most_draft_tokens: usize,
     /// Whether there is a second, quantized model.
     pub quantized: bool,
 }
@@ -56,6 +62,7 @@ impl<'a> Plan<'a> {
             name: name.to_owned(),
             ablation: true,
             sweep: None,
+            drafts: None,
             quantized,
             ask: Ask {
                 pruning: match prunes {
@@ -87,6 +94,7 @@ impl<'a> Plan<'a> {
                     name: format!("{pruner} {share}"),
                     ablation: false,
                     sweep: Some((pruner, share)),
+                    drafts: None,
                     quantized: false,
                     ask: Ask {
                         pruning: Pruning {
@@ -94,6 +102,21 @@ impl<'a> Plan<'a> {
                             pruner,
                             ..self.ask.pruning
                         },
+                        ..plain
+                    },
+                });
+            }
+        }
+        for &drafter in &self.drafters {
+            for n in 1..=self.most_draft_tokens {
+                all.push(Configuration {
+                    name: format!("{drafter}, drafts of {n}"),
+                    ablation: false,
+                    sweep: None,
+                    drafts: Some((drafter, n)),
+                    quantized: false,
+                    ask: Ask {
+                        draft: Strategy::Always { drafter, n },
                         ..plain
                     },
                 });
@@ -120,12 +143,14 @@ mod tests {
             draft: Strategy::Auto,
             pruners: Pruner::ALL.to_vec(),
             shares: SHARES.to_vec(),
+            drafters: vec!["ngram", "head"],
+            most_draft_tokens: 8,
             quantized: true,
         };
         let all = plan.configurations().expect("plan");
         let names: std::collections::BTreeSet<&str> =
             all.iter().map(|row| row.name.as_str()).collect();
-        assert_eq!((names.len(), all.len()), (42, 42));
+        assert_eq!((names.len(), all.len()), (58, 58));
         assert_eq!(all[0].name, "baseline");
         assert_eq!(all[0].ask.pruning.keep, Keep::ALL);
         assert_eq!(all[0].ask.draft, Strategy::Off);
@@ -134,6 +159,7 @@ mod tests {
         assert_eq!(full.ask.pruning.keep.share(), 0.1);
         plan.quantized = false;
         plan.pruners.clear();
+        plan.drafters.clear();
         assert_eq!(plan.configurations().expect("plan").len(), 4);
         plan.pruners.push(Pruner::Norm);
         plan.shares = vec![f64::NAN];

@@ -8,8 +8,13 @@
 //! |------|------|
 //! | ablation | all tokens; pruning; speculation; both; with a second, quantized model also that alone and everything together |
 //! | sweep | every policy at every share of the visual tokens, without drafts |
+//! | drafts | every drafter of the model with drafts of 1 token to the most that it takes, all visual tokens |
+//!
+//! No answer is drafted from earlier ones: the same question is asked again and again.
 
+mod chart;
 mod configuration;
+mod draft_plots;
 mod machine;
 mod order;
 mod plots;

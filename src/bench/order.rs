@@ -1,7 +1,7 @@
 //! The order of a benchmark.
 
 use super::configuration::Configuration;
-use crate::decode::Stop;
+use crate::decode::{Report, Stop};
 use crate::error::{Error, Result};
 use crate::eval::is_right;
 use crate::items::Item;
@@ -19,6 +19,8 @@ pub struct Sample {
     pub kept: usize,
     /// Tokens of the answer.
     pub tokens: usize,
+    /// How drafts fared.
+    pub speculation: Report,
     /// What it took.
     pub timings: Timings,
 }
@@ -65,6 +67,8 @@ pub fn measure(
                 what: "the quantized model".to_owned(),
                 reason: "none was given".to_owned(),
             })?;
+            // Else the same answer in another configuration would be its draft.
+            model.forget_answers();
             let answer = model.ask(&frame, &item.prompt, &configuration.ask, &mut |_| {})?;
             match answer.stop {
                 Stop::Cancelled => Err(Error::Cancelled),
@@ -90,6 +94,7 @@ pub fn measure(
                 agrees: answer.token_ids == baseline,
                 kept: answer.visual_tokens.kept,
                 tokens: answer.token_ids.len(),
+                speculation: answer.speculation,
                 timings: answer.timings_ms,
             });
         }

@@ -2,19 +2,11 @@
 
 use std::fmt::Write;
 
+use super::chart::{BOTTOM, Chart, HEIGHT, TOP, WIDTH, round_up};
+use super::draft_plots::draft_plots;
 use super::report::{Results, RowReport};
 use crate::prune::Pruner;
-use crate::svg::{self, GREY, LINES, text};
-
-/// Size of a picture, in pixels.
-const WIDTH: f64 = 960.0;
-const HEIGHT: f64 = 540.0;
-
-/// The plot in it.
-const LEFT: f64 = 84.0;
-const RIGHT: f64 = 760.0;
-const TOP: f64 = 96.0;
-const BOTTOM: f64 = 470.0;
+use crate::svg::{self, GREY, text};
 
 /// Where the names of an ablation's rows end, and its bars begin.
 const NAMES: f64 = 220.0;
@@ -81,10 +73,12 @@ pub fn plots(results: &Results) -> Vec<Plot> {
         name: "ablation.svg",
         svg: ablation(results),
     });
+    plots.extend(draft_plots(results));
     plots
 }
 
-fn subtitle(results: &Results) -> String {
+/// What was run, and on what.
+pub(super) fn subtitle(results: &Results) -> String {
     let ran = &results.ran;
     format!(
         "{}, {}, {} items, {}",
@@ -95,14 +89,6 @@ fn subtitle(results: &Results) -> String {
     )
 }
 
-/// A round number that is not below `x`.
-fn round_up(x: f64) -> f64 {
-    let power = 10f64.powf(x.max(1e-9).log10().floor());
-    let steps = [1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0];
-    let found = steps.into_iter().find(|step| step * power >= x);
-    found.unwrap_or(10.0) * power
-}
-
 /// A curve for each policy: shares from 0 to 1 across, `value` upwards from 0 to `most`.
 fn lines(
     results: &Results,
@@ -111,105 +97,25 @@ fn lines(
     value: &dyn Fn(&RowReport) -> Option<f64>,
     most: Option<f64>,
 ) -> String {
-    let mut svg = svg::begin(WIDTH, HEIGHT);
-    svg::title(&mut svg, title, &subtitle(results));
     let baseline = results.rows.first().and_then(value).unwrap_or(0.0);
     let values = results.rows.iter().filter(|row| row.sweep.is_some());
     let largest = values.filter_map(value).fold(baseline, f64::max);
     let most = most.unwrap_or_else(|| round_up(largest));
-    let x = |share: f64| LEFT + share * (RIGHT - LEFT);
-    let y = |value: f64| BOTTOM - value / most.max(f64::MIN_POSITIVE) * (BOTTOM - TOP);
-    for tick in 0..=5 {
-        let part = f64::from(tick) / 5.0;
-        let (across, up) = (x(part), y(part * most));
-        // Writing to a `String` cannot fail.
-        let _ = writeln!(
-            svg,
-            "<line x1=\"{LEFT}\" y1=\"{up:.1}\" x2=\"{RIGHT}\" y2=\"{up:.1}\" stroke=\"{LINES}\"/>"
-        );
-        let place = format!("text-anchor=\"end\" fill=\"{GREY}\"");
-        text(&mut svg, LEFT - 10.0, up + 4.0, &place, &short(part * most));
-        let place = format!("text-anchor=\"middle\" fill=\"{GREY}\"");
-        text(&mut svg, across, BOTTOM + 20.0, &place, &short(part));
-    }
-    let place = format!("text-anchor=\"middle\" fill=\"{GREY}\"");
-    text(
-        &mut svg,
-        (LEFT + RIGHT) / 2.0,
-        BOTTOM + 46.0,
-        &place,
-        "share of visual tokens kept",
-    );
-    text(
-        &mut svg,
-        LEFT - 48.0,
-        TOP - 12.0,
-        &format!("fill=\"{GREY}\""),
-        unit,
-    );
-    let up = y(baseline);
-    let _ = writeln!(
-        svg,
-        "<line x1=\"{LEFT}\" y1=\"{up:.1}\" x2=\"{RIGHT}\" y2=\"{up:.1}\" stroke=\"{GREY}\" stroke-dasharray=\"4 4\"/>"
-    );
-    let mut legend = TOP + 8.0;
-    text(
-        &mut svg,
-        RIGHT + 26.0,
-        legend,
-        &format!("fill=\"{GREY}\""),
-        "dashed: all tokens",
-    );
+    let axes = ["share of visual tokens kept", unit];
+    let ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0];
+    let mut chart = Chart::new([title, &subtitle(results)], axes, &ticks, most);
+    chart.baseline(baseline, "dashed: all tokens");
     for (pruner, color) in Pruner::ALL.into_iter().zip(POLICIES) {
-        let shares = results.shares();
+        let name = pruner.name();
+        let shares = results.shares().into_iter();
         let points: Vec<(f64, f64)> = shares
-            .into_iter()
-            .filter_map(|share| Some((x(share), y(value(results.point(pruner.name(), share)?)?))))
+            .filter_map(|share| Some((share, value(results.point(name, share)?)?)))
             .collect();
-        if points.is_empty() {
-            continue;
+        if !points.is_empty() {
+            chart.curve(name, color, Some((1.0, baseline)), &points);
         }
-        let path: Vec<String> = std::iter::once((x(1.0), y(baseline)))
-            .chain(points.iter().copied())
-            .map(|(x, y)| format!("{x:.1},{y:.1}"))
-            .collect();
-        let _ = writeln!(
-            svg,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2.2\" stroke-linejoin=\"round\"/>",
-            path.join(" ")
-        );
-        for (x, y) in points {
-            let _ = writeln!(
-                svg,
-                "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.6\" fill=\"#ffffff\" stroke=\"{color}\" stroke-width=\"2\"/>"
-            );
-        }
-        legend += 26.0;
-        let _ = writeln!(
-            svg,
-            "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"{color}\" stroke-width=\"3\"/>",
-            RIGHT + 26.0,
-            legend - 4.0,
-            RIGHT + 48.0,
-            legend - 4.0
-        );
-        text(
-            &mut svg,
-            RIGHT + 56.0,
-            legend,
-            "font-size=\"14\"",
-            pruner.name(),
-        );
     }
-    svg::end(&mut svg);
-    svg
-}
-
-/// A number with as many digits as it needs.
-fn short(x: f64) -> String {
-    let text = format!("{x:.2}");
-    let text = text.trim_end_matches('0').trim_end_matches('.');
-    text.to_owned()
+    chart.end()
 }
 
 /// Rows of the ablation, each with its name, from top to bottom.
@@ -324,7 +230,7 @@ mod tests {
 
     use super::super::{Configuration, Machine, Plan, Ran, Sample};
     use super::*;
-    use crate::decode::Strategy;
+    use crate::decode::{Position, Report, Strategy};
     use crate::pipeline::{Ask, Timings};
 
     fn results(right: Option<bool>, sweep: bool) -> Results {
@@ -337,15 +243,29 @@ mod tests {
                 Vec::new()
             },
             shares: vec![0.5, 0.1],
+            drafters: if sweep {
+                vec!["ngram", "head"]
+            } else {
+                Vec::new()
+            },
+            most_draft_tokens: 8,
             quantized: true,
+        };
+        let position = |proposed, accepted| Position { proposed, accepted };
+        let speculation = Report {
+            steps: 2,
+            by_position: vec![position(2, 2), position(2, 1), position(0, 0)],
+            ..Report::default()
         };
         let sample = |i: usize| Sample {
             right,
             agrees: true,
             kept: 26,
             tokens: 4,
+            speculation: speculation.clone(),
             timings: Timings {
                 vision: 20.0,
+                decode: 5.0 / (i + 1) as f64,
                 prefill: 10.0 / (i + 1) as f64,
                 ttft: 30.0,
                 total: 40.0 / (i + 1) as f64,
@@ -374,8 +294,8 @@ mod tests {
     #[test]
     fn plots_are_well_formed_and_stay_within_their_pictures() {
         for (right, sweep, n) in [
-            (Some(true), true, 4),
-            (None, true, 3),
+            (Some(true), true, 6),
+            (None, true, 5),
             (Some(false), false, 2),
         ] {
             let plots = plots(&results(right, sweep));
@@ -400,6 +320,7 @@ mod tests {
             "| full |",
             "| `random` |",
             "right, % with 95 %",
+            "| `head` | 8 |",
         ] {
             assert!(text.contains(name), "{name}: {text}");
         }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::configuration::Configuration;
 use super::machine::{Machine, ModelDigest};
 use super::order::Sample;
+use crate::decode::Totals;
 use crate::eval::{LatencyReport, Share};
 use crate::prune::Pruner;
 
@@ -50,6 +51,8 @@ pub struct RowReport {
     pub ablation: bool,
     /// Policy and share of a point of the sweep.
     pub sweep: Option<(String, f64)>,
+    /// Drafter and length of drafts of a point of the sweep over drafts.
+    pub drafts: Option<(String, usize)>,
     /// Right answers; `None` if no item has one.
     pub accuracy: Option<Share>,
     /// Answers whose ids are the baseline's.
@@ -58,6 +61,8 @@ pub struct RowReport {
     pub kept: f64,
     /// Tokens a second, the first of each answer not counted.
     pub tokens_per_second: Option<f64>,
+    /// How drafts fared.
+    pub speculation: Totals,
     /// Milliseconds of each stage.
     pub latency_ms: LatencyReport,
 }
@@ -75,11 +80,15 @@ impl RowReport {
             sweep: configuration
                 .sweep
                 .map(|(pruner, share)| (pruner.to_string(), share)),
+            drafts: configuration
+                .drafts
+                .map(|(drafter, n)| (drafter.to_owned(), n)),
             accuracy: Some(accuracy).filter(|share| share.of > 0),
             agreement: Share::of(samples.iter().map(|s| s.agrees)),
             kept: samples.iter().map(|s| s.kept as f64).sum::<f64>() / n,
             tokens_per_second: (after_first > 0 && ms > 0.0)
                 .then(|| after_first as f64 / (ms / 1e3)),
+            speculation: Totals::of(samples.iter().map(|s| &s.speculation)),
             latency_ms: LatencyReport::of_timings(samples.iter().map(|s| s.timings)),
         }
     }
@@ -168,7 +177,49 @@ impl Results {
                 }
             }
         }
+        self.write_drafts(&mut text);
         text
+    }
+
+    /// The sweep over drafts.
+    fn write_drafts(&self, text: &mut String) {
+        let swept = || self.rows.iter().filter(|row| row.drafts.is_some());
+        if swept().next().is_none() {
+            return;
+        }
+        text.push_str(
+            "\n| drafter | most tokens of a draft | accepted, % | tokens a pass | drafter's share of the time, % | times plain decoding | ids of the baseline, % |\n|---|---|---|---|---|---|---|\n",
+        );
+        for row in swept() {
+            let Some((drafter, n)) = &row.drafts else {
+                continue;
+            };
+            let drafts = &row.speculation;
+            let _ = writeln!(
+                text,
+                "| `{drafter}` | {n} | {:.1} | {:.2} | {:.1} | {:.2} | {:.1} |",
+                100.0 * drafts.accepted as f64 / drafts.proposed.max(1) as f64,
+                drafts.tokens_per_pass.unwrap_or(0.0),
+                100.0 * drafts.drafter_share,
+                self.decode_speed_up(row),
+                100.0 * row.agreement.share,
+            );
+        }
+    }
+
+    /// Drafters of the sweep over drafts, in its order.
+    pub(super) fn drafters(&self) -> Vec<&str> {
+        let found = self.rows.iter().filter_map(|row| row.drafts.as_ref());
+        let mut names: Vec<&str> = found.map(|(name, _)| name.as_str()).collect();
+        names.dedup();
+        names
+    }
+
+    /// How many times faster than in the baseline tokens after the first one come.
+    pub(super) fn decode_speed_up(&self, row: &RowReport) -> f64 {
+        let base = self.rows.first().map_or(0.0, |row| row.mean_ms("decode"));
+        let own = row.mean_ms("decode");
+        if own > 0.0 { base / own } else { 0.0 }
     }
 
     /// Shares of the sweep, descending.

@@ -16,7 +16,7 @@ use crate::bench::{Machine, ModelDigest, Plan, Ran, Results, RowReport, SHARES, 
 use crate::error::Error;
 use crate::eval::{Checked, check_items};
 use crate::items::{read_items, spread};
-use crate::pipeline::{Ask, Pruning};
+use crate::pipeline::{Ask, Pipeline, Pruning};
 use crate::prune::{Keep, Pruner};
 
 /// Share of the ablation's rows with pruning, where `--keep` does not say.
@@ -46,6 +46,9 @@ pub struct Args {
     /// Policies of the retention sweep, or none
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = parse_pruner)]
     sweep: Option<Vec<Option<Pruner>>>,
+    /// Drafters of the sweep over lengths of drafts, or none [default: all that the model has]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    draft_sweep: Option<Vec<String>>,
     /// Items to ask, evenly spread over the list [default: all]
     #[arg(long, value_name = "N")]
     samples: Option<usize>,
@@ -92,15 +95,17 @@ impl Args {
             Some(pruners) => pruners.iter().copied().flatten().collect(),
             None => Pruner::ALL.to_vec(),
         };
+        let mut pipeline = self.knobs.open(&self.model, cancel)?;
         let plan = Plan {
             ask: Ask { pruning, ..ask },
             draft: ask.draft,
             pruners,
             shares: SHARES.to_vec(),
+            drafters: self.drafters(&pipeline)?,
+            most_draft_tokens: pipeline.most_draft_tokens(),
             quantized: self.quantized.is_some(),
         };
         let configurations = plan.configurations()?;
-        let mut pipeline = self.knobs.open(&self.model, cancel)?;
         let variant = self.quantized_variant.as_deref();
         let mut quantized = match &self.quantized {
             Some(model) => Some(open(model, variant, cancel)?),
@@ -157,6 +162,23 @@ impl Args {
                 .collect(),
         };
         self.write(&results)
+    }
+
+    /// Drafters of the sweep, which the model has.
+    fn drafters(&self, pipeline: &Pipeline) -> Result<Vec<&'static str>, Error> {
+        let all = pipeline.drafters();
+        let Some(names) = &self.draft_sweep else {
+            return Ok(all);
+        };
+        let names = names.iter().filter(|name| *name != "none");
+        let known = |name: &String| {
+            let found = all.iter().find(|own| *own == name);
+            found.copied().ok_or_else(|| Error::Unavailable {
+                what: format!("the drafter `{name}`"),
+                reason: format!("this model has {}", all.join(", ")),
+            })
+        };
+        names.map(known).collect()
     }
 
     fn items(&self) -> anyhow::Result<Checked> {
