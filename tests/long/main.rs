@@ -5,11 +5,13 @@
 //! | `TRTVLM_LONG_CASES` | damaged inputs for each parser | about two minutes of work |
 //! | `TRTVLM_LONG_RUNS`  | answers of the soak test       | 500                       |
 //! | `TRTVLM_LONG_SEED`  | number of the first case       | 0                         |
+//! | `TRTVLM_LONG_ITEMS` | list of items of the demo model that are asked with drafts and without | `calibration` |
 //!
 //! Each case is damaged by a generator of its own, seeded with the case's number. A failure names
 //! that number, and `TRTVLM_LONG_SEED=<number> TRTVLM_LONG_CASES=1` repeats it.
 
 mod damage;
+mod drafts;
 mod parsers;
 mod soak;
 
