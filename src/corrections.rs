@@ -157,10 +157,11 @@ impl Collector {
 
     fn append(&mut self, line: &[u8]) -> Result<()> {
         let before = self.end_of_last_line()?;
-        if before + line.len() as u64 > self.most_bytes {
+        let n = line.len() as u64;
+        if n > limits::ITEM_LINE_BYTES || before + n > self.most_bytes {
             if self.n_lost == 0 {
                 tracing::warn!(
-                    "{}: full ({} bytes), no more is collected",
+                    "{}: a line of {n} bytes does not fit, of {} bytes in all",
                     self.path.display(),
                     self.most_bytes
                 );
@@ -296,7 +297,10 @@ mod tests {
         for n in 2..5 {
             collector.add(&correction(n)).expect("no error");
         }
-        assert_eq!(collector.n_lost(), 2);
+        let mut endless = correction(2);
+        endless.prompt = "why ".repeat(limits::ITEM_LINE_BYTES as usize / 4);
+        collector.add(&endless).expect("no error");
+        assert_eq!(collector.n_lost(), 3);
         assert_eq!(std::fs::metadata(&path).expect("meta").len(), 2 * size);
     }
 

@@ -173,7 +173,8 @@ impl Auto {
     fn left(&self) -> f64 {
         let expected = self.answer_tokens.unwrap_or(ANSWER_TOKENS);
         // One that is longer than others already may be any longer.
-        (expected - self.n_tokens as f64).max(expected / 4.0)
+        let left = (expected - self.n_tokens as f64).max(expected / 4.0);
+        left.max(1.0)
     }
 
     /// The draft with the best rate, of at most `n_max` tokens; `None` if no draft is better.

@@ -182,6 +182,17 @@ fn auto_with_what_another_session_learned_goes_on_where_that_was() {
 }
 
 #[test]
+fn auto_after_answers_that_had_no_token_drafts_all_the_same() {
+    let learned = r#"{"credit": 3, "answer_tokens": 0, "acceptance": []}"#;
+    let learned: Learned = serde_json::from_str(learned).expect("learned");
+    assert!(learned.is_valid());
+    let mut session = Session::auto(&passes(100), 0, 240);
+    session.speculator.set_learned(learned);
+    let (time, report) = session.answer(30, 1);
+    assert!(time < 0.6 && report.proposed > 10, "{time} {report:?}");
+}
+
+#[test]
 fn auto_starts_a_dear_drafter_only_in_answers_that_are_long_enough() {
     let passes = passes(100);
     for (n, is_worth_it) in [(6, false), (100, true)] {
