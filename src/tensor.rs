@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 
 /// A dense row-major tensor in host memory.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Tensor<T> {
     shape: Vec<usize>,
     data: Vec<T>,
@@ -27,6 +27,21 @@ impl<T> Tensor<T> {
         Ok(Self { shape, data })
     }
 
+    /// Takes another shape and returns all elements, to be overwritten; memory that is there is used again.
+    ///
+    /// # Panics
+    /// If the product of `shape` overflows: it is of our own making.
+    pub fn reshape(&mut self, shape: &[usize]) -> &mut [T]
+    where
+        T: Copy + Default,
+    {
+        let len = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        self.data.resize(len.expect("a size"), T::default());
+        self.shape.clear();
+        self.shape.extend_from_slice(shape);
+        &mut self.data
+    }
+
     /// Shape, outermost dimension first.
     pub fn shape(&self) -> &[usize] {
         &self.shape
@@ -41,6 +56,17 @@ impl<T> Tensor<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reshape_uses_the_memory_that_is_there() {
+        let mut tensor = Tensor::new("x", [2, 3], vec![1u8; 6]).expect("tensor");
+        let before = tensor.data().as_ptr();
+        assert_eq!(tensor.reshape(&[1, 4]).len(), 4);
+        assert_eq!(
+            (tensor.shape(), tensor.data().as_ptr()),
+            (&[1, 4][..], before)
+        );
+    }
 
     #[test]
     fn new_with_wrong_or_overflowing_shape_is_refused() {

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use rten::{NodeId, Value, ValueOrView};
+use rten::NodeId;
+use rten_tensor::TensorView;
 use rten_tensor::prelude::*;
-use rten_tensor::{Tensor, TensorView};
 
 use super::contract;
+use super::cpu_decoder::{Decoder, as_f32};
 use super::cpu_draft::{EarlyExit, Head, Shared, copy_cache};
 use super::saliency::Saliency;
 use super::{Backend, DraftModel, Logits, Prefill, Prune};
 use crate::cpu::{Embedding, Session};
 use crate::error::{Error, Result};
-use crate::model::{DraftKind, DraftSpec, FamilySpec, Model, ModelConfig, graph_path};
+use crate::model::{DraftKind, DraftSpec, Model, ModelConfig, graph_path};
 use crate::onnx::OnnxModel;
 use crate::onnx::passes::{
     LOGIT_ROWS, Tap, add_taps, group_queries, pack_blocks, place_rows, select_logit_rows,
@@ -22,8 +23,8 @@ use crate::preprocess::PixelValues;
 use crate::prune::{Features, Inputs, Kept, Needs};
 use crate::sync::lock;
 
-/// Axis of KV tensors `[1, kv_heads, rows, head_dim]` that grows.
-pub(super) const ROW_AXIS: usize = 2;
+/// Rows of a step that room is made for: a token and the longest draft.
+const MOST_STEP_ROWS: usize = 16;
 
 /// Vision tower, embeddings and decoder of one model in memory, with one sequence.
 pub struct CpuBackend {
@@ -43,6 +44,15 @@ pub struct CpuBackend {
     model: Model,
     /// Loaded when a policy first needs it.
     saliency: Option<Saliency>,
+    room: Room,
+}
+
+/// Memory that passes use again.
+#[derive(Default)]
+struct Room {
+    rows: Vec<f32>,
+    positions: Vec<i32>,
+    logit_rows: Vec<i32>,
 }
 
 struct Vision {
@@ -51,23 +61,8 @@ struct Vision {
     mask: Option<NodeId>,
     features: NodeId,
     tiled: bool,
-}
-
-pub(super) struct Decoder {
-    session: Session,
-    embeds: NodeId,
-    attention_mask: Option<NodeId>,
-    position_ids: Option<NodeId>,
-    logit_rows: Option<NodeId>,
-    past: Vec<NodeId>,
-    /// What is asked for, `logits` or what a layer hands on; then the new KV tensors in the order of `past`, then
-    /// the value whose rows are kept, if there is one.
-    outputs: Vec<NodeId>,
-    /// That value's rows in the newest pass, `[rows, d]`.
-    tapped: Vec<f32>,
-    kv_shape: [usize; 4],
-    kv: Vec<Value>,
-    n_rows: usize,
+    /// The mask of the newest image, as the engine takes it.
+    mask_room: Vec<i32>,
 }
 
 impl CpuBackend {
@@ -155,6 +150,7 @@ impl CpuBackend {
                 .transpose()?,
             features: vision.output(family.image_features)?,
             tiled: family.tiled,
+            mask_room: Vec::new(),
             session: vision,
         };
         let embed = OnnxModel::load(&model.files.embed)?;
@@ -172,6 +168,7 @@ impl CpuBackend {
             left: Shared::default(),
             model: model.clone(),
             saliency: None,
+            room: Room::default(),
         })
     }
 
@@ -210,6 +207,13 @@ impl CpuBackend {
     /// # Errors
     /// [`Error::Shape`] if slots and rows disagree.
     pub fn prompt_rows(&self, prompt: &Prefill<'_>) -> Result<Vec<f32>> {
+        let mut rows = Vec::new();
+        self.write_prompt_rows(prompt, &mut rows)?;
+        Ok(rows)
+    }
+
+    /// Writes them into `rows`.
+    fn write_prompt_rows(&self, prompt: &Prefill<'_>, rows: &mut Vec<f32>) -> Result<()> {
         let slots = prompt
             .ids
             .iter()
@@ -222,7 +226,8 @@ impl CpuBackend {
                 actual: format!("{} and {}", prompt.visual.len(), prompt.positions.len()),
             });
         }
-        let mut rows = Vec::with_capacity(prompt.ids.len() * self.d_model);
+        rows.clear();
+        rows.reserve(prompt.ids.len() * self.d_model);
         let mut visual = prompt.visual.iter();
         for run in prompt
             .ids
@@ -230,13 +235,13 @@ impl CpuBackend {
         {
             if run[0] == prompt.image_token {
                 for &row in visual.by_ref().take(run.len()) {
-                    self.copy_visual_row(row, &mut rows)?;
+                    self.copy_visual_row(row, rows)?;
                 }
             } else {
-                self.embedding.rows(run, &mut rows)?;
+                self.embedding.rows(run, rows)?;
             }
         }
-        Ok(rows)
+        Ok(())
     }
 }
 
@@ -352,6 +357,13 @@ impl Backend for CpuBackend {
         Ok(kept)
     }
 
+    fn reserve(&mut self, n_rows: usize) {
+        self.decoder.reserve(n_rows);
+        self.room.rows.reserve(n_rows * self.d_model);
+        self.room.positions.reserve(n_rows);
+        self.room.logit_rows.reserve(MOST_STEP_ROWS);
+    }
+
     fn takes_positions(&self) -> bool {
         self.decoder.position_ids.is_some()
     }
@@ -361,11 +373,16 @@ impl Backend for CpuBackend {
     }
 
     fn prefill(&mut self, prompt: &Prefill<'_>) -> Result<Logits> {
-        let rows = self.prompt_rows(prompt)?;
+        let mut room = std::mem::take(&mut self.room);
+        self.write_prompt_rows(prompt, &mut room.rows)?;
         let n = prompt.ids.len();
         self.decoder.reset(n + prompt.reserve);
-        let positions = prompt.positions.iter().map(|&p| p as i32).collect();
-        let logits = self.decoder.run(rows, positions, &[n as i32 - 1])?;
+        room.positions.clear();
+        let positions = prompt.positions.iter().map(|&p| p as i32);
+        room.positions.extend(positions);
+        let last = [n as i32 - 1];
+        let logits = self.decoder.run(&room.rows, &room.positions, &last)?;
+        self.room = room;
         self.n_logit_rows = 1;
         let mut left = lock(&self.left);
         if self.tap == Some(Tap::Hidden) {
@@ -377,13 +394,21 @@ impl Backend for CpuBackend {
     }
 
     fn step(&mut self, ids: &[u32], position: u32) -> Result<Logits> {
-        let mut rows = Vec::with_capacity(ids.len() * self.d_model);
-        self.embedding.rows(ids, &mut rows)?;
+        let Room {
+            rows,
+            positions,
+            logit_rows,
+        } = &mut self.room;
+        rows.clear();
+        self.embedding.rows(ids, rows)?;
         let n = ids.len() as i32;
         let first = position as i32;
-        let all: Vec<i32> = (0..n).collect();
+        positions.clear();
+        positions.extend(first..first + n);
+        logit_rows.clear();
+        logit_rows.extend(0..n);
         self.n_logit_rows = ids.len();
-        self.decoder.run(rows, (first..first + n).collect(), &all)
+        self.decoder.run(rows, positions, logit_rows)
     }
 
     fn rollback(&mut self, n_rows: usize) -> Result<()> {
@@ -478,195 +503,46 @@ fn first_layers(model: &Model, layer: usize) -> Result<Decoder> {
 
 impl Vision {
     /// Visual rows of `n` of the image's tiles.
-    fn run(&self, image: &PixelValues, start: usize, n: usize, d_model: usize) -> Result<Vec<f32>> {
-        let leading = usize::from(self.tiled);
-        let of_tiles = |shape: &[usize]| {
-            let mut own = vec![1; leading];
-            own.push(n);
-            own.extend_from_slice(&shape[1..]);
-            let size = shape[1..].iter().product::<usize>();
-            (own, start * size..(start + n) * size)
-        };
-        let (shape, range) = of_tiles(image.pixels.shape());
-        let pixels = TensorView::from_data(shape.as_slice(), &image.pixels.data()[range]);
-        let mut inputs = vec![(self.pixels, pixels.into())];
-        if let Some(id) = self.mask {
-            let pixels = image.pixels.shape();
-            let (shape, range) = of_tiles(&[pixels[0], pixels[2], pixels[3]]);
-            // A processor with `do_pad: false` makes none; the model then takes every pixel.
-            let mask: Vec<i32> = match &image.mask {
-                Some(mask) => mask.data()[range].iter().map(|&m| i32::from(m)).collect(),
-                None => vec![1; range.len()],
-            };
-            inputs.push((id, Tensor::from_data(shape.as_slice(), mask).into()));
+    fn run(
+        &mut self,
+        image: &PixelValues,
+        start: usize,
+        n: usize,
+        d_model: usize,
+    ) -> Result<Vec<f32>> {
+        let side = image.side();
+        // Tiled towers have a dimension more, of frames.
+        let skipped = usize::from(!self.tiled);
+        let size = 3 * side * side;
+        let shape = [1, n, 3, side, side];
+        let tiles = &image.pixels.data()[start * size..(start + n) * size];
+        let pixels = TensorView::from_data(&shape[skipped..], tiles);
+        let range = start * side * side..(start + n) * side * side;
+        self.mask_room.clear();
+        // A processor with `do_pad: false` makes none; the model then takes every pixel.
+        match (&image.mask, self.mask) {
+            (_, None) => {}
+            (None, _) => self.mask_room.resize(range.len(), 1),
+            (Some(mask), _) => {
+                let mask = mask.data()[range].iter().map(|&m| i32::from(m));
+                self.mask_room.extend(mask);
+            }
         }
-        let values = self.session.run(inputs, &[self.features])?;
-        let (shape, features) = into_f32("image_features", values.into_iter().next())?;
-        if shape.last() != Some(&d_model) {
+        let shape = [1, n, side, side];
+        let mask = self.mask.map(|id| {
+            let mask = TensorView::from_data(&shape[skipped..], self.mask_room.as_slice());
+            (id, mask.into())
+        });
+        let inputs = [(self.pixels, pixels.into())].into_iter().chain(mask);
+        let values = self.session.run_on(inputs, &[self.features])?;
+        let features = as_f32("image_features", values.into_iter().next())?;
+        if features.shape().last() != Some(&d_model) {
             return Err(Error::Shape {
                 name: "image_features".to_owned(),
                 expected: format!("[.., {d_model}] f32"),
-                actual: format!("{shape:?}"),
+                actual: format!("{:?}", features.shape()),
             });
         }
-        Ok(features)
+        Ok(features.into_data())
     }
-}
-
-impl Decoder {
-    fn new(
-        session: Session,
-        family: &FamilySpec,
-        output: &str,
-        n_layers: usize,
-        kv_shape: [usize; 4],
-    ) -> Result<Self> {
-        let optional = |name: &str| {
-            let present = session.has_input(name);
-            present.then(|| session.input(name)).transpose()
-        };
-        let (mut past, mut outputs) = (Vec::new(), vec![session.output(output)?]);
-        for layer in 0..n_layers {
-            past.push(session.input(&family.past_key(layer))?);
-            past.push(session.input(&family.past_value(layer))?);
-            outputs.push(session.output(&family.present_key(layer))?);
-            outputs.push(session.output(&family.present_value(layer))?);
-        }
-        Ok(Self {
-            embeds: session.input(family.inputs_embeds)?,
-            attention_mask: optional(family.attention_mask)?,
-            position_ids: optional(family.position_ids)?,
-            logit_rows: optional(LOGIT_ROWS)?,
-            past,
-            outputs,
-            tapped: Vec::new(),
-            kv_shape,
-            kv: Vec::new(),
-            n_rows: 0,
-            session,
-        })
-    }
-
-    /// Keeps the rows of one more output in every pass.
-    fn keep_rows(&mut self, output: &str) -> Result<()> {
-        self.outputs.push(self.session.output(output)?);
-        Ok(())
-    }
-
-    /// Layers whose cache it has.
-    pub(super) fn n_layers(&self) -> usize {
-        self.past.len() / 2
-    }
-
-    /// Empties the KV cache and gives it room for `capacity` rows.
-    fn reset(&mut self, capacity: usize) {
-        self.kv = new_cache(self.past.len(), self.kv_shape, capacity);
-        self.n_rows = 0;
-    }
-
-    /// Takes the first `n_rows` rows of another decoder's cache, and has room for `capacity`.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if they are not there.
-    pub(super) fn start_from(
-        &mut self,
-        kv: &[Value],
-        n_rows: usize,
-        capacity: usize,
-    ) -> Result<()> {
-        let kv = kv.get(..self.past.len()).unwrap_or(&[]);
-        self.kv = copy_cache(kv, n_rows, capacity)?;
-        self.n_rows = n_rows;
-        Ok(())
-    }
-
-    /// Adds rows `[n, d]` at `positions`; returns what is asked for of `logit_rows`, of all rows where the
-    /// graph has no choice.
-    pub(super) fn run(
-        &mut self,
-        rows: Vec<f32>,
-        positions: Vec<i32>,
-        logit_rows: &[i32],
-    ) -> Result<Logits> {
-        let n = positions.len();
-        let total = self.n_rows + n;
-        let rows = Tensor::from_data(&[1, n, rows.len() / n.max(1)], rows);
-        let mask = Tensor::<i32>::full(&[1, total], 1);
-        let positions = Tensor::from_data(&[1, n], positions);
-        let mut inputs: Vec<(NodeId, ValueOrView<'_>)> = vec![(self.embeds, rows.into())];
-        if let Some(id) = self.logit_rows {
-            let rows = TensorView::from_data(&[logit_rows.len()], logit_rows);
-            inputs.push((id, rows.into()));
-        }
-        if let Some(id) = self.attention_mask {
-            inputs.push((id, mask.into()));
-        }
-        if let Some(id) = self.position_ids {
-            inputs.push((id, positions.into()));
-        }
-        // Owned caches with spare capacity are appended to in place.
-        let kv = self.kv.drain(..).map(ValueOrView::Value);
-        inputs.extend(self.past.iter().copied().zip(kv));
-        let mut values = self.session.run(inputs, &self.outputs)?.into_iter();
-        let (shape, logits) = into_f32("logits", values.next())?;
-        self.kv.extend(values.by_ref().take(self.past.len()));
-        self.n_rows = total;
-        if let Some(rows) = values.next() {
-            self.tapped = into_f32("tapped rows", Some(rows))?.1;
-        }
-        match shape.last() {
-            Some(&n_vocab) if n_vocab > 0 && logits.len() == n_vocab * logit_rows.len() => {
-                Ok(Logits::new(n_vocab, logits))
-            }
-            _ => Err(Error::Shape {
-                name: "logits".to_owned(),
-                expected: format!("[1, {}, vocab] f32", logit_rows.len()),
-                actual: format!("{shape:?}"),
-            }),
-        }
-    }
-
-    /// Forgets all rows but the first `n_rows`.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if there are fewer.
-    pub(super) fn rollback(&mut self, n_rows: usize) -> Result<()> {
-        if n_rows > self.n_rows {
-            return Err(Error::Shape {
-                name: "KV cache".to_owned(),
-                expected: format!("at least {n_rows} rows"),
-                actual: self.n_rows.to_string(),
-            });
-        }
-        roll_back(&mut self.kv, n_rows);
-        self.n_rows = n_rows;
-        Ok(())
-    }
-}
-
-/// `n` empty tensors of a cache with room for `capacity` rows.
-pub(super) fn new_cache(n: usize, mut shape: [usize; 4], capacity: usize) -> Vec<Value> {
-    shape[ROW_AXIS] = capacity;
-    let mut kv = Vec::new();
-    kv.resize_with(n, || Tensor::<f32>::with_capacity(&shape, ROW_AXIS).into());
-    kv
-}
-
-/// Forgets all rows of a cache but the first `n_rows`.
-pub(super) fn roll_back(kv: &mut [Value], n_rows: usize) {
-    for value in kv {
-        if let Value::FloatTensor(cache) = value {
-            cache.clip_dim(ROW_AXIS, 0..n_rows);
-        }
-    }
-}
-
-pub(super) fn into_f32(name: &str, value: Option<Value>) -> Result<(Vec<usize>, Vec<f32>)> {
-    let tensor = value.and_then(Value::into_tensor::<f32>);
-    let tensor = tensor.ok_or_else(|| Error::Shape {
-        name: name.to_owned(),
-        expected: "f32".to_owned(),
-        actual: "another type".to_owned(),
-    })?;
-    Ok((tensor.shape().to_vec(), tensor.into_data()))
 }

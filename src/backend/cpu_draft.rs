@@ -6,7 +6,7 @@ use rten::{NodeId, Value, ValueOrView};
 use rten_tensor::Tensor;
 
 use super::Prefill;
-use super::cpu::{Decoder, ROW_AXIS, into_f32, new_cache, roll_back};
+use super::cpu_decoder::{Decoder, ROW_AXIS, into_f32, new_cache, roll_back};
 use super::draft::{
     DRAFT_EMBEDS, DRAFT_HIDDEN_IN, DRAFT_HIDDEN_OUT, DRAFT_LOGITS, DRAFT_PAST, DRAFT_PRESENT,
     DraftModel,
@@ -235,7 +235,8 @@ impl EarlyExit {
         let first = self.prompt.next_position as i32 + answered as i32;
         let n = ids.len() as i32;
         let all: Vec<i32> = (0..n).collect();
-        let rows = self.layers.run(rows, (first..first + n).collect(), &all)?;
+        let positions: Vec<i32> = (first..first + n).collect();
+        let rows = self.layers.run(&rows, &positions, &all)?;
         let last = Tensor::from_data(&[1, 1, rows.n_vocab()], rows.last_row().to_vec());
         let values = self
             .session

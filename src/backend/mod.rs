@@ -14,6 +14,7 @@
 
 pub mod contract;
 pub mod cpu;
+mod cpu_decoder;
 mod cpu_draft;
 pub mod draft;
 mod saliency;
@@ -131,6 +132,9 @@ pub trait Backend: Send {
             reason: "this backend has none".to_owned(),
         })
     }
+
+    /// Makes room for sequences of at most so many rows, so that none needs more.
+    fn reserve(&mut self, _n_rows: usize) {}
 
     /// Whether rows stand at the positions that they are given. Where they do not, because the
     /// model counts them itself, a prompt may have no gaps, and no visual token can be dropped.

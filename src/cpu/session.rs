@@ -162,6 +162,18 @@ impl Session {
         })
     }
 
+    /// Runs the graph on inputs that no list holds yet: the engine wants one.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn run_on<'a>(
+        &self,
+        inputs: impl Iterator<Item = (NodeId, ValueOrView<'a>)>,
+        outputs: &[NodeId],
+    ) -> Result<Vec<Value>> {
+        self.run(inputs.collect(), outputs)
+    }
+
     /// Runs the graph. Owned inputs (KV caches with spare capacity) are updated in place.
     ///
     /// # Errors

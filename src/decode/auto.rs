@@ -159,7 +159,8 @@ impl Auto {
     pub(super) fn begin(&mut self, n_prompt: usize) {
         self.n_prompt = n_prompt;
         self.n_tokens = 0;
-        self.has_begun = vec![false; self.acceptance.len()];
+        self.has_begun.clear();
+        self.has_begun.resize(self.acceptance.len(), false);
     }
 
     /// Ends an answer, which was drafted or could have been.

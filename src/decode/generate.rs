@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::draft::{Accepted, Draft};
+use super::draft::{Accepted, Draft, MAX_DRAFT};
+use super::pace::{Deadline, Pass};
 use super::report::{NEAR_TIE, NearTie, Report};
 use super::sampler::Sampler;
 use super::speculator::Speculator;
@@ -36,8 +37,8 @@ pub struct Limits<'a> {
     pub eos: &'a [u32],
     /// Most tokens of the answer, the closing one included.
     pub max_tokens: usize,
-    /// No step starts after this instant.
-    pub deadline: Option<Instant>,
+    /// No pass begins that would end after it, by what is known of such passes.
+    pub deadline: Option<Deadline<'a>>,
     /// Set by another thread to stop before the next step.
     pub cancel: Option<&'a AtomicBool>,
 }
@@ -48,8 +49,14 @@ impl Limits<'_> {
         if self.cancel.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
             return Some(Stop::Cancelled);
         }
-        let late = self.deadline.is_some_and(|at| Instant::now() >= at);
+        let late = self.deadline.is_some_and(|deadline| deadline.is_over());
         late.then_some(Stop::Deadline)
+    }
+
+    /// Why this pass may not begin.
+    pub fn refuses(&self, pass: Pass) -> Option<Stop> {
+        let late = || self.deadline.is_some_and(|deadline| !deadline.allows(pass));
+        self.exceeded().or_else(|| late().then_some(Stop::Deadline))
     }
 }
 
@@ -87,10 +94,62 @@ pub fn generate(
     speculator: &mut Speculator,
     on_token: &mut dyn FnMut(u32) -> Result<ControlFlow<Stop>>,
 ) -> Result<Generated> {
+    let mut room = TokenRoom::default();
+    generate_in(
+        &mut room, backend, prompt, sampler, limits, speculator, on_token,
+    )
+}
+
+/// Room for the tokens of an answer, used again for the next one.
+#[derive(Debug, Default)]
+pub struct TokenRoom {
+    /// For the ids that are returned: give them back when they are not needed any more.
+    pub ids: Vec<u32>,
+    history: Vec<u32>,
+    draft: Draft,
+    fed: Vec<u32>,
+}
+
+impl TokenRoom {
+    /// Makes room for a prompt and its answer of so many ids together.
+    pub fn reserve(&mut self, n_ids: usize) {
+        self.ids.reserve(n_ids);
+        self.history.reserve(n_ids);
+        self.fed.reserve(1 + MAX_DRAFT);
+    }
+}
+
+/// The same in memory that is used again: where no drafts are asked for, and the answer before was allowed as many
+/// tokens after as long a prompt, nothing is allocated here.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_in(
+    room: &mut TokenRoom,
+    backend: &mut dyn Backend,
+    prompt: &Prefill<'_>,
+    sampler: &mut Sampler,
+    limits: &Limits<'_>,
+    speculator: &mut Speculator,
+    on_token: &mut dyn FnMut(u32) -> Result<ControlFlow<Stop>>,
+) -> Result<Generated> {
     let start = Instant::now();
+    let TokenRoom {
+        ids,
+        history,
+        draft,
+        fed,
+    } = room;
+    let mut ids = std::mem::take(ids);
+    ids.clear();
+    ids.reserve(limits.max_tokens);
+    history.clear();
+    history.reserve(prompt.ids.len() + limits.max_tokens);
+    history.extend_from_slice(prompt.ids);
+    draft.clear();
     let mut answer = Answer {
-        ids: Vec::with_capacity(limits.max_tokens),
-        history: prompt.ids.to_vec(),
+        ids,
+        history,
         near_ties: Vec::new(),
         sampler,
         limits,
@@ -98,7 +157,7 @@ pub fn generate(
     };
     let early = match limits.max_tokens {
         0 => Some(Stop::Length),
-        _ => limits.exceeded(),
+        _ => limits.refuses(Pass::Prefill(prompt.ids.len())),
     };
     if let Some(stop) = early {
         return Ok(Generated {
@@ -111,14 +170,13 @@ pub fn generate(
     }
     speculator.begin(prompt);
     let first_position = prompt.positions.last().map_or(0, |&last| last + 1);
-    let mut draft = Draft::default();
     let mut logits = backend.prefill(prompt)?;
     check_rows(&logits, 1)?;
     let prefill = start.elapsed();
     let decoding = Instant::now();
     let stop = loop {
         let n_before = answer.ids.len();
-        let stop = answer.take(&logits, &draft)?;
+        let stop = answer.take(&logits, draft)?;
         let taken = &answer.ids[n_before..];
         if taken.len() <= draft.ids.len() {
             // The newest token was not fed yet; the rows of the drafts after it are of no use.
@@ -126,17 +184,27 @@ pub fn generate(
         }
         let hidden = backend.hidden();
         let hidden = hidden.map(|rows| &rows[..rows.len() / logits.n_rows() * taken.len()]);
-        speculator.accept(&Accepted { ids: taken, hidden }, &draft);
+        speculator.accept(&Accepted { ids: taken, hidden }, draft);
         if let Some(stop) = stop {
             break stop;
         }
         let n_left = limits.max_tokens - answer.ids.len();
-        speculator.propose(n_left - 1, logits.n_vocab(), &mut draft);
+        speculator.propose(n_left - 1, logits.n_vocab(), draft);
         let position = first_position + answer.ids.len() as u32 - 1;
         let newest = &answer.history[answer.history.len() - 1..];
-        let fed = [newest, &draft.ids].concat();
+        if !draft.ids.is_empty() && limits.refuses(Pass::Step(1 + draft.ids.len())).is_some() {
+            // One row may still be in time.
+            speculator.withdraw(draft);
+        }
+        if draft.ids.is_empty()
+            && let Some(stop) = limits.refuses(Pass::Step(1))
+        {
+            break stop;
+        }
+        fed.clear();
+        fed.extend(newest.iter().chain(&draft.ids));
         speculator.pass_begins();
-        logits = backend.step(&fed, position)?;
+        logits = backend.step(fed, position)?;
         speculator.pass_ends(fed.len());
         check_rows(&logits, fed.len())?;
     };
@@ -167,7 +235,7 @@ fn check_rows(logits: &Logits, n: usize) -> Result<()> {
 struct Answer<'a> {
     ids: Vec<u32>,
     /// Prompt and answer.
-    history: Vec<u32>,
+    history: &'a mut Vec<u32>,
     near_ties: Vec<NearTie>,
     sampler: &'a mut Sampler,
     limits: &'a Limits<'a>,
@@ -204,8 +272,8 @@ impl Answer<'_> {
         drawn_from: Option<&Vec<(u32, f32)>>,
     ) -> Result<u32> {
         let picked = match (proposed, drawn_from) {
-            (Some(id), Some(from)) => self.sampler.pick_drafted(logits, &self.history, id, from),
-            _ => self.sampler.pick(logits, &self.history),
+            (Some(id), Some(from)) => self.sampler.pick_drafted(logits, self.history, id, from),
+            _ => self.sampler.pick(logits, self.history),
         };
         // The sampler does not know the step.
         picked.map_err(|error| match error {
@@ -237,7 +305,7 @@ impl Answer<'_> {
 mod tests {
     use super::*;
     use crate::backend::Logits;
-    use crate::decode::Sampling;
+    use crate::decode::{Pace, Sampling};
     use crate::preprocess::PixelValues;
 
     /// In a script: logits with a NaN.
@@ -308,6 +376,7 @@ mod tests {
     #[test]
     fn answer_ends_at_each_limit() {
         let set = AtomicBool::new(true);
+        let pace = Pace::default();
         let open = Limits {
             eos: &[1],
             max_tokens: 10,
@@ -342,7 +411,7 @@ mod tests {
             ),
             (
                 Limits {
-                    deadline: Some(Instant::now()),
+                    deadline: Some(pace.deadline_after(Duration::ZERO)),
                     ..open
                 },
                 &[],

@@ -11,6 +11,8 @@ mod costs;
 mod draft;
 mod generate;
 mod ngram;
+mod pace;
+mod paced;
 mod report;
 mod sampler;
 mod sentence;
@@ -20,6 +22,8 @@ mod trained;
 
 #[cfg(test)]
 mod auto_tests;
+#[cfg(test)]
+mod deadline_tests;
 #[cfg(test)]
 mod lossless;
 #[cfg(test)]
@@ -31,8 +35,10 @@ pub use auto::Learned;
 pub use clock::{Clock, WallClock};
 pub use costs::{Costs, DraftCost};
 pub use draft::{Accepted, Draft, Drafter, MAX_DRAFT, Outlook};
-pub use generate::{Generated, Limits, Stop, generate};
+pub use generate::{Generated, Limits, Stop, TokenRoom, generate, generate_in};
 pub use ngram::Ngram;
+pub use pace::{Deadline, Pace, Pass};
+pub use paced::Paced;
 pub use report::{NEAR_TIE, NearTie, Position, Refused, Report, Totals};
 pub use sampler::{Sampler, Sampling};
 pub use sentence::SentenceEnd;

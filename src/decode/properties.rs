@@ -3,12 +3,12 @@
 use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use super::scripted::{Fault, Guess, Script, ScriptedDraft, ScriptedModel};
+use super::scripted::{Fault, Guess, MadeUpClock, Script, ScriptedDraft, ScriptedModel};
 use super::*;
 use crate::backend::{Backend, Prefill};
 
@@ -355,11 +355,12 @@ fn answer_past_its_deadline_takes_no_more_of_a_pass() {
         n: 4,
     };
     speculator.set(strategy).expect("a drafter");
-    let at = Instant::now() + Duration::from_millis(200);
+    let clock = MadeUpClock::default();
+    let pace = Pace::new(Box::new(clock.clone()));
     let limits = Limits {
         eos: &[],
         max_tokens: case.max_tokens,
-        deadline: Some(at),
+        deadline: Some(pace.deadline_after(Duration::from_micros(200))),
         cancel: None,
     };
     let prompt = Prefill {
@@ -380,8 +381,8 @@ fn answer_past_its_deadline_takes_no_more_of_a_pass() {
         &mut |_| {
             n_seen.set(n_seen.get() + 1);
             // The third token of a pass of five.
-            while n_seen.get() == 4 && Instant::now() < at {
-                std::hint::spin_loop();
+            if n_seen.get() == 4 {
+                clock.advance(200);
             }
             Ok(ControlFlow::Continue(()))
         },

@@ -181,8 +181,11 @@ impl Speculator {
 
     /// Starts an answer.
     pub(super) fn begin(&mut self, prompt: &Prefill<'_>) {
+        let mut proposed = std::mem::take(&mut self.now.proposed);
+        proposed.clear();
+        proposed.resize(self.drafters.len(), 0);
         self.now = Answer {
-            proposed: vec![0; self.drafters.len()],
+            proposed,
             ..Answer::default()
         };
         self.auto.begin(prompt.ids.len());
@@ -285,6 +288,14 @@ impl Speculator {
         }
     }
 
+    /// Takes a draft back for which there is no time.
+    pub(super) fn withdraw(&mut self, draft: &mut Draft) {
+        if let Some(choice) = self.now.choice.take() {
+            self.now.proposed[choice.drafter] -= draft.ids.len();
+        }
+        draft.clear();
+    }
+
     /// A pass of the target begins.
     pub(super) fn pass_begins(&mut self) {
         self.now.pass_began = self.clock.now();
@@ -321,12 +332,8 @@ impl Speculator {
                 }
             }
         }
-        let Answer {
-            mut report,
-            proposed,
-            drafting,
-            ..
-        } = std::mem::take(&mut self.now);
+        let mut report = std::mem::take(&mut self.now.report);
+        let (proposed, drafting) = (&self.now.proposed, self.now.drafting);
         let most = (0..proposed.len()).max_by_key(|&which| proposed[which]);
         if let Some(which) = most.filter(|&which| proposed[which] > 0) {
             report.draft = self.drafters[which].name();

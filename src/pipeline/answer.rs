@@ -51,7 +51,34 @@ pub struct VisualTokens {
     pub view: Option<View>,
 }
 
+impl Default for Answer {
+    /// No answer yet.
+    fn default() -> Self {
+        Self {
+            text: String::new(),
+            token_ids: Vec::new(),
+            stop: Stop::Length,
+            backend: "",
+            precision: String::new(),
+            prompt_tokens: 0,
+            visual_tokens: VisualTokens::default(),
+            speculation: Report::default(),
+            timings_ms: Timings::default(),
+            peak_memory_bytes: 0,
+        }
+    }
+}
+
 impl VisualTokens {
+    /// Empties it; what it has of memory stays.
+    pub(super) fn reset(&mut self) {
+        (self.total, self.kept) = (0, 0);
+        self.indices.clear();
+        self.scores.clear();
+        self.pruner = None;
+        self.view = None;
+    }
+
     /// A picture of what stayed, as a PNG file: see [`draw`].
     ///
     /// # Errors

@@ -1,21 +1,25 @@
 //! Asking a question about a frame.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use super::answer::{Answer, Timings, VisualTokens};
+use super::answer::{Answer, Timings};
 use super::open::Pipeline;
 use super::prune::{Pruning, Seen};
-use crate::backend::Prefill;
-use crate::decode::{Limits, Report, Sampler, Sampling, SentenceEnd, Stop, Strategy, generate};
+use super::room::Room;
+use crate::backend::{Backend, Prefill};
+use crate::decode::{
+    Limits, Paced, Pass, Report, Sampler, Sampling, SentenceEnd, Stop, Strategy, generate_in,
+};
 use crate::error::{Error, Result};
 use crate::host::peak_resident_bytes;
 use crate::preprocess::{Fit, Frame, PixelValues, Tiles};
 use crate::text::ImageSlot;
 
 /// Length of an answer where neither the caller nor the model says.
-const DEFAULT_MAX_TOKENS: usize = 64;
+pub(super) const DEFAULT_MAX_TOKENS: usize = 64;
 
 /// When an answer is long enough.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,7 +48,8 @@ pub struct Ask<'a> {
     pub pruning: Pruning,
     /// How the answer is drafted: never, if not said otherwise.
     pub draft: Strategy,
-    /// No pass of the model starts after this instant.
+    /// No pass of the model begins that would end after this instant, by the 99th percentile of what such passes have
+    /// taken; nothing of the answer is lost that was there before.
     pub deadline: Option<Instant>,
     /// Set by another thread to stop before the next pass.
     pub cancel: Option<&'a AtomicBool>,
@@ -68,135 +73,180 @@ impl Pipeline {
         ask: &Ask<'_>,
         on_text: &mut dyn FnMut(&str),
     ) -> Result<Answer> {
-        let policy = ask.pruning.policy();
-        if let Some(policy) = &policy {
-            self.backend.prepare_prune(policy.needs())?;
-        }
-        self.prepare_drafts(ask)?;
+        let mut answer = self.answer(frame, question, ask, on_text)?.clone();
+        answer.peak_memory_bytes = peak_resident_bytes();
+        Ok(answer)
+    }
+
+    /// The same in memory that is used again for the next answer, for a camera: once frames of a size and answers of a
+    /// length were there, nothing outside the engine, the tokenizer and drafters allocates. Peak memory is not read.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    pub fn answer(
+        &mut self,
+        frame: &Frame,
+        question: &str,
+        ask: &Ask<'_>,
+        on_text: &mut dyn FnMut(&str),
+    ) -> Result<&Answer> {
+        let mut room = std::mem::take(&mut self.room);
+        let done = self.answer_in(&mut room, frame, question, ask, on_text);
+        self.room = room;
+        done?;
+        Ok(&self.room.answer)
+    }
+
+    fn answer_in(
+        &mut self,
+        room: &mut Room,
+        frame: &Frame,
+        question: &str,
+        ask: &Ask<'_>,
+        on_text: &mut dyn FnMut(&str),
+    ) -> Result<()> {
+        self.prepare(ask)?;
         let start = Instant::now();
-        let mut timings = Timings::default();
+        let Room {
+            pixels,
+            prompt,
+            selection,
+            tokens,
+            answer,
+        } = room;
+        self.reset(answer);
         let mut sampler = Sampler::new(ask.sampling)?;
 
-        let image = self.processor.run(frame, ask.fit, ask.tiles)?;
-        timings.preprocess = ms(start.elapsed());
-        self.warn_of_crop(&image);
-        let prompt = self
-            .text
-            .prompt(question, &[slot(&image, self.config.family.tiled)])?;
-        self.check_context(prompt.ids.len())?;
+        let image = self.processor.run_in(pixels, frame, ask.fit, ask.tiles)?;
+        answer.timings_ms.preprocess = ms(start.elapsed());
+        self.warn_of_crop(image);
+        let slot = slot(image, self.config.family.tiled);
+        let all_ids = self.text.write_ids(question, slot, prompt)?;
+        self.check_context(all_ids.len())?;
 
         let max_tokens = ask
             .max_tokens
             .or(self.config.max_new_tokens)
             .unwrap_or(DEFAULT_MAX_TOKENS)
-            .min(self.config.max_positions - prompt.ids.len());
-        let eos = self.config.eos.clone();
+            .min(self.config.max_positions - all_ids.len());
+        let (pace, eos) = (Arc::clone(&self.pace), Arc::clone(&self.eos));
         let limits = Limits {
             eos: &eos,
             max_tokens,
-            deadline: ask.deadline,
+            deadline: ask.deadline.map(|at| pace.deadline(at)),
             cancel: ask.cancel,
         };
-        if let Some(stop) = limits.exceeded() {
-            timings.total = ms(start.elapsed());
-            return Ok(self.unanswered(stop, timings));
+        if let Some(stop) = limits.refuses(Paced::vision(image)) {
+            end(answer, stop, start);
+            return Ok(());
         }
 
         let vision = Instant::now();
-        let total = self.backend.encode(&image)?;
-        timings.vision = ms(vision.elapsed());
+        let mut backend = Paced::new(self.backend.as_mut(), &self.pace);
+        let total = backend.encode(image)?;
+        answer.timings_ms.vision = ms(vision.elapsed());
 
+        if ask.pruning.drops()
+            && let Some(stop) = limits.refuses(Pass::Prune)
+        {
+            end(answer, stop, start);
+            return Ok(());
+        }
         let prune = Instant::now();
         let seen = Seen {
             view: image.view(),
             total,
         };
-        let (visual_tokens, ids, positions) =
-            self.prune(&ask.pruning, policy.as_deref(), question, &prompt.ids, seen)?;
-        timings.prune = ms(prune.elapsed());
+        let visual = &mut answer.visual_tokens;
+        self.prune(&ask.pruning, question, all_ids, seen, selection, visual)?;
+        answer.timings_ms.prune = ms(prune.elapsed());
 
         let prefill = Prefill {
-            ids: &ids,
-            positions: &positions,
-            visual: &visual_tokens.indices,
+            ids: &selection.ids,
+            positions: &selection.positions,
+            visual: &answer.visual_tokens.indices,
             image_token: self.config.image_token_id,
             reserve: max_tokens,
         };
+        answer.prompt_tokens = prefill.ids.len();
         let decoding = Instant::now();
-        let mut stream = self.text.stream();
-        let mut text = String::new();
-        let done = generate(
-            self.backend.as_mut(),
+        let mut ttft = 0.0;
+        let text = &mut answer.text;
+        let stream = &mut self.stream;
+        stream.restart();
+        tokens.ids = std::mem::take(&mut answer.token_ids);
+        let done = generate_in(
+            tokens,
+            &mut Paced::new(self.backend.as_mut(), &self.pace),
             &prefill,
             &mut sampler,
             &limits,
             &mut self.speculator,
             &mut |id| {
-                if timings.ttft == 0.0 {
-                    timings.ttft = ms(start.elapsed());
+                if ttft == 0.0 {
+                    ttft = ms(start.elapsed());
                 }
-                let Some(piece) = stream.push(id)? else {
-                    return Ok(ControlFlow::Continue(()));
-                };
                 let seen = text.len();
-                text.push_str(&piece);
+                stream.push_to(id, text)?;
+                if text.len() == seen {
+                    return Ok(ControlFlow::Continue(()));
+                }
                 if ask.stop_at == StopAt::Sentence
-                    && let Some(end) = SentenceEnd::first(&text)
+                    && let Some(end) = SentenceEnd::first(text)
                 {
                     text.truncate(end);
                     on_text(text.get(seen..).unwrap_or(""));
                     return Ok(ControlFlow::Break(Stop::Sentence));
                 }
-                on_text(&piece);
+                on_text(&text[seen..]);
                 Ok(ControlFlow::Continue(()))
             },
         )?;
-        timings.prefill = ms(done.prefill);
-        timings.decode = ms(done.decode);
-        if timings.ttft == 0.0 && !done.ids.is_empty() {
-            timings.ttft = ms(decoding.duration_since(start) + done.prefill);
-        }
-        if done.stop != Stop::Sentence
-            && let Some(rest) = stream.finish()
-        {
-            on_text(&rest);
-            text.push_str(&rest);
+        if done.stop != Stop::Sentence {
+            let seen = text.len();
+            self.stream.finish_to(text);
+            if text.len() > seen {
+                on_text(&text[seen..]);
+            }
         }
         if ask.stop_at == StopAt::Sentence
             && done.stop == Stop::Length
-            && let Some(end) = SentenceEnd::last(&text)
+            && let Some(end) = SentenceEnd::last(text)
         {
             text.truncate(end);
         }
-        timings.total = ms(start.elapsed());
-        Ok(Answer {
-            text,
-            token_ids: done.ids,
-            stop: done.stop,
-            backend: self.backend_name(),
-            precision: self.precision().to_owned(),
-            prompt_tokens: ids.len(),
-            visual_tokens,
-            speculation: done.speculation,
-            timings_ms: timings,
-            peak_memory_bytes: peak_resident_bytes(),
-        })
+        if ttft == 0.0 && !done.ids.is_empty() {
+            ttft = ms(decoding.duration_since(start) + done.prefill);
+        }
+        answer.timings_ms.ttft = ttft;
+        answer.timings_ms.prefill = ms(done.prefill);
+        answer.timings_ms.decode = ms(done.decode);
+        answer.token_ids = done.ids;
+        answer.speculation = done.speculation;
+        end(answer, done.stop, start);
+        Ok(())
     }
 
-    /// An answer that ended before the model saw anything.
-    fn unanswered(&self, stop: Stop, timings_ms: Timings) -> Answer {
-        Answer {
-            text: String::new(),
-            token_ids: Vec::new(),
-            stop,
-            backend: self.backend_name(),
-            precision: self.precision().to_owned(),
-            prompt_tokens: 0,
-            visual_tokens: VisualTokens::default(),
-            speculation: Report::default(),
-            timings_ms,
-            peak_memory_bytes: peak_resident_bytes(),
+    /// What takes part in no answer's times.
+    fn prepare(&mut self, ask: &Ask<'_>) -> Result<()> {
+        if ask.pruning.drops() {
+            self.prepare_prune(&ask.pruning)?;
         }
+        self.prepare_drafts(ask)
+    }
+
+    /// Empties the answer before.
+    fn reset(&self, answer: &mut Answer) {
+        answer.text.clear();
+        answer.token_ids.clear();
+        answer.backend = self.backend_name();
+        if answer.precision != self.precision() {
+            self.precision().clone_into(&mut answer.precision);
+        }
+        answer.prompt_tokens = 0;
+        answer.visual_tokens.reset();
+        answer.speculation = Report::default();
+        answer.timings_ms = Timings::default();
     }
 
     /// Says once that the model's configuration cuts frames.
@@ -222,6 +272,11 @@ impl Pipeline {
             ),
         })
     }
+}
+
+fn end(answer: &mut Answer, stop: Stop, start: Instant) {
+    answer.stop = stop;
+    answer.timings_ms.total = ms(start.elapsed());
 }
 
 fn ms(duration: Duration) -> f64 {

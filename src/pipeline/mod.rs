@@ -10,6 +10,7 @@ mod ask;
 mod draft_costs;
 mod open;
 mod prune;
+mod room;
 
 pub use crate::decode::{Report as Speculation, Strategy};
 pub use answer::{Answer, Timings, VisualTokens};

@@ -3,19 +3,22 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::draft_costs::DraftCosts;
+use super::prune::Chooser;
+use super::room::Room;
 use crate::backend::{Backend, CpuBackend, DraftModel};
 use crate::bundle::{Bundle, Engine, EngineSet, MANIFEST, Target};
 use crate::cpu::ENGINE_VERSION;
-use crate::decode::{Drafter, Learned, MAX_DRAFT, Ngram, Speculator, Trained};
+use crate::decode::{Drafter, Learned, MAX_DRAFT, Ngram, Pace, Speculator, Trained};
 use crate::digest::sha256_bytes;
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::model::{DraftKind, DraftSpec, Model, ModelConfig, ModelFiles};
 use crate::preprocess::Processor;
 use crate::read::read_file;
-use crate::text::Text;
+use crate::text::{Text, TextStream};
 
 /// Newest opset of graphs for any runtime that `build` writes.
 const NEWEST_OPSET: i64 = 21;
@@ -30,6 +33,15 @@ pub struct Pipeline {
     pub(super) backend: Box<dyn Backend>,
     pub(super) warned_of_crop: bool,
     pub(super) speculator: Speculator,
+    /// How long passes take here.
+    pub(super) pace: Arc<Pace>,
+    /// Ids that close an answer.
+    pub(super) eos: Arc<[u32]>,
+    pub(super) stream: TextStream,
+    /// Who chose visual tokens last.
+    pub(super) chooser: Option<Chooser>,
+    /// Memory for the next answer.
+    pub(super) room: Room,
     /// Where costs of drafts are kept, if the model and the user's cache are known.
     pub(super) draft_costs: Option<DraftCosts>,
     /// Fingerprint of the decoder that its trained drafts were trained on, if it has any.
@@ -76,12 +88,28 @@ impl Pipeline {
     /// As [`Source::read`]; [`Error::Unavailable`] if a bundle has no graphs for the CPU;
     /// [`Error::Shape`] or [`Error::Cpu`] if the graphs are not the family's.
     pub fn open(path: &Path, variant: Option<&str>) -> Result<Self> {
+        Self::open_with(path, variant, true)
+    }
+
+    /// Opens the same without what was trained to draft for it: less memory, and no pass keeps anything for a drafter.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_undrafted(path: &Path, variant: Option<&str>) -> Result<Self> {
+        Self::open_with(path, variant, false)
+    }
+
+    fn open_with(path: &Path, variant: Option<&str>, drafted: bool) -> Result<Self> {
+        let find = |model: &Model, check: &dyn Fn(&DraftSpec) -> Result<()>| match drafted {
+            true => Drafts::find(model, check),
+            false => Drafts::default(),
+        };
         let mut most_drafts = MAX_DRAFT;
         let (model, precision, identity, mut drafts) = match Source::read(path, variant)? {
             Source::Folder(model) => {
                 let variant = model.files.variant.clone();
                 // A file of weights that came later must not make the model useless.
-                let drafts = Drafts::find(&model, |spec| spec.check_target(&model));
+                let drafts = find(&model, &|spec| spec.check_target(&model));
                 let identity = folder_identity(&model, &drafts.fit)?;
                 (model, variant, identity, drafts)
             }
@@ -89,7 +117,7 @@ impl Pipeline {
                 let (model, precision) = cpu_model(&bundle)?;
                 most_drafts = bundle.manifest().draft_tokens as usize;
                 // The build has compared them with the weights.
-                let drafts = Drafts::find(&model, |_| Ok(()));
+                let drafts = find(&model, &|_| Ok(()));
                 (model, precision, bundle.digest().to_owned(), drafts)
             }
         };
@@ -116,12 +144,18 @@ impl Pipeline {
         backend: Box<dyn Backend>,
     ) -> Result<Self> {
         let dir = &model.dir;
+        let text = Text::load(dir, &model.config)?;
         Ok(Self {
             processor: Processor::load(dir)?,
-            text: Text::load(dir, &model.config)?,
+            stream: text.stream(),
+            text,
             backend,
             warned_of_crop: false,
             speculator: Speculator::new(vec![Box::new(Ngram::new())]),
+            pace: Arc::new(Pace::default()),
+            eos: model.config.eos.as_slice().into(),
+            chooser: None,
+            room: Room::default(),
             draft_costs: None,
             drafted_decoder: None,
             learned_before: None,
@@ -144,6 +178,11 @@ impl Pipeline {
     /// What is known of the model.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Side of the images that frames become, in pixels.
+    pub fn side(&self) -> usize {
+        self.processor.side()
     }
 
     /// Name of the backend that answers.

@@ -2,10 +2,11 @@
 
 use super::answer::VisualTokens;
 use super::open::Pipeline;
-use crate::backend::{Prefill, Prune};
+use crate::backend::{Backend, Prefill, Prune};
+use crate::decode::Paced;
 use crate::error::{Error, Result};
 use crate::preprocess::View;
-use crate::prune::{Keep, Place, Policy, Pruner, places};
+use crate::prune::{Keep, Place, Policy, Pruner, write_places};
 
 /// Where visual tokens stand in the sequence once others were dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,9 +32,41 @@ pub struct Pruning {
 }
 
 impl Pruning {
-    /// The policy, if something is to be dropped.
-    pub(super) fn policy(&self) -> Option<Box<dyn Policy>> {
-        (self.keep < Keep::ALL).then(|| self.pruner.policy(self.seed))
+    /// True if something is to be dropped.
+    pub(super) fn drops(&self) -> bool {
+        self.keep < Keep::ALL
+    }
+}
+
+/// The policy of the newest answer that dropped tokens.
+pub(super) struct Chooser {
+    /// Which, and its seed.
+    of: (Pruner, u64),
+    policy: Box<dyn Policy>,
+}
+
+/// A prompt with the visual tokens that stay.
+#[derive(Debug, Default)]
+pub(super) struct Selection {
+    /// Ids and their positions.
+    pub(super) ids: Vec<u32>,
+    pub(super) positions: Vec<u32>,
+    /// Where all visual tokens stand, and those that see something.
+    all_places: Vec<Place>,
+    places: Vec<Place>,
+    candidates: Vec<usize>,
+    question: Vec<u32>,
+}
+
+impl Selection {
+    /// Makes room for a prompt of so many ids, of which `n_visual` are visual ones.
+    pub(super) fn reserve(&mut self, n_ids: usize, n_visual: usize) {
+        self.ids.reserve(n_ids);
+        self.positions.reserve(n_ids);
+        self.all_places.reserve(n_visual);
+        self.places.reserve(n_visual);
+        self.candidates.reserve(n_visual);
+        self.question.reserve(n_ids);
     }
 }
 
@@ -47,37 +80,66 @@ pub(super) struct Seen {
 }
 
 impl Pipeline {
-    /// Chooses the visual tokens that the decoder reads; returns them and the prompt's ids and their
+    /// Makes ready who chooses.
+    pub(super) fn prepare_prune(&mut self, pruning: &Pruning) -> Result<()> {
+        let of = (pruning.pruner, pruning.seed);
+        if self.chooser.as_ref().is_none_or(|known| known.of != of) {
+            let policy = pruning.pruner.policy(pruning.seed);
+            self.chooser = Some(Chooser { of, policy });
+        }
+        match &self.chooser {
+            Some(chooser) => self.backend.prepare_prune(chooser.policy.needs()),
+            None => Ok(()),
+        }
+    }
+
+    /// Chooses the visual tokens that the decoder reads, and writes the prompt's ids and their
     /// positions without the others.
     ///
-    /// Those that see nothing but padding never stay; of the rest `policy` chooses, if there is one.
+    /// Those that see nothing but padding never stay; of the rest the policy that was made ready chooses, if
+    /// something is to be dropped.
     pub(super) fn prune(
         &mut self,
         pruning: &Pruning,
-        policy: Option<&dyn Policy>,
         question: &str,
         all_ids: &[u32],
         seen: Seen,
-    ) -> Result<(VisualTokens, Vec<u32>, Vec<u32>)> {
+        selection: &mut Selection,
+        visual: &mut VisualTokens,
+    ) -> Result<()> {
         let Seen { view, total } = seen;
         let image_token = self.config.image_token_id;
         let takes_positions = self.backend.takes_positions();
-        let all_places = places(&view, total);
-        let candidates = match (&all_places, takes_positions) {
-            (Some(places), true) => visible(&view, places),
-            _ => (0..total).collect(),
-        };
-        let (ids, positions) = drop_slots(all_ids, image_token, &candidates, total)?;
-        let mut visual = VisualTokens {
+        let are_known = write_places(&view, total, &mut selection.all_places);
+        let Selection {
+            ids,
+            positions,
+            all_places,
+            places,
+            candidates,
+            question: words,
+        } = selection;
+        candidates.clear();
+        match are_known && takes_positions {
+            true => candidates.extend(visible(&view, all_places)),
+            false => candidates.extend(0..total),
+        }
+        drop_slots(
+            all_ids,
+            image_token,
+            candidates,
             total,
-            kept: candidates.len(),
-            view: Some(view),
-            ..VisualTokens::default()
+            (&mut *ids, &mut *positions),
+        )?;
+        visual.total = total;
+        visual.kept = candidates.len();
+        visual.view = Some(view);
+        let chooser = self.chooser.as_ref().filter(|_| pruning.drops());
+        let Some(chooser) = chooser.filter(|_| !candidates.is_empty()) else {
+            visual.indices.extend_from_slice(candidates);
+            return Ok(());
         };
-        let Some(policy) = policy.filter(|_| !candidates.is_empty()) else {
-            visual.indices = candidates;
-            return Ok((visual, ids, positions));
-        };
+        let policy = chooser.policy.as_ref();
         let keep = pruning.keep.count(candidates.len(), total);
         if pruning.keep.is_below_one(candidates.len()) {
             tracing::warn!(
@@ -86,67 +148,77 @@ impl Pipeline {
                 candidates.len()
             );
         }
-        let at = |&token: &usize| all_places.as_ref().and_then(|all| all.get(token).copied());
-        let places: Option<Vec<Place>> = candidates.iter().map(at).collect();
-        let question = match policy.needs().question {
-            true => self.text.question(question)?,
-            false => Vec::new(),
-        };
-        let chosen = self.backend.prune(&Prune {
+        places.clear();
+        if are_known {
+            places.extend(candidates.iter().map(|&token| all_places[token]));
+        }
+        words.clear();
+        if policy.needs().question {
+            words.extend(self.text.question(question)?);
+        }
+        let chosen = Paced::new(self.backend.as_mut(), &self.pace).prune(&Prune {
             policy,
             keep,
-            candidates: &candidates,
-            places: places.as_deref().unwrap_or_default(),
-            question: &question,
+            candidates,
+            places,
+            question: words,
             prompt: Prefill {
-                ids: &ids,
-                positions: &positions,
-                visual: &candidates,
+                ids,
+                positions,
+                visual: candidates,
                 image_token,
                 reserve: 0,
             },
         })?;
         if !chosen.scores.is_empty() {
-            visual.scores = vec![f32::NAN; total];
+            visual.scores.resize(total, f32::NAN);
             for (&token, score) in candidates.iter().zip(chosen.scores) {
                 visual.scores[token] = score;
             }
         }
-        visual.indices = chosen.indices.iter().map(|&i| candidates[i]).collect();
+        let kept = chosen.indices.iter().map(|&i| candidates[i]);
+        visual.indices.extend(kept);
         visual.kept = visual.indices.len();
         visual.pruner = Some(policy.name());
-        let (ids, mut positions) = drop_slots(all_ids, image_token, &visual.indices, total)?;
+        drop_slots(
+            all_ids,
+            image_token,
+            &visual.indices,
+            total,
+            (&mut *ids, &mut *positions),
+        )?;
         if pruning.positions == Positions::Packed || !takes_positions {
-            positions = (0u32..).take(ids.len()).collect();
+            positions.clear();
+            positions.extend((0u32..).take(ids.len()));
         }
-        Ok((visual, ids, positions))
+        Ok(())
     }
 }
 
 /// Visual tokens that see at least one pixel of the frame: padding is dropped before prefill.
-fn visible(view: &View, places: &[Place]) -> Vec<usize> {
+fn visible(view: &View, places: &[Place]) -> impl Iterator<Item = usize> {
     let side = places.iter().map(|place| place.column + 1).max();
     let cell = view.side / side.unwrap_or(1);
-    let sees = |place: &Place| {
+    let sees = move |place: &Place| {
         let [x0, y0, x1, y1] = view.content_of(place.picture);
         let (x, y) = (place.column * cell, place.row * cell);
         x < x1 && x + cell > x0 && y < y1 && y + cell > y0
     };
     let tokens = places.iter().enumerate();
     tokens
-        .filter(|(_, place)| sees(place))
+        .filter(move |(_, place)| sees(place))
         .map(|(token, _)| token)
-        .collect()
 }
 
-/// Ids and positions without the slots of visual tokens that were dropped.
+/// Writes ids and positions without the slots of visual tokens that were dropped.
 fn drop_slots(
-    ids: &[u32],
+    all_ids: &[u32],
     image_token: u32,
     kept: &[usize],
     total: usize,
-) -> Result<(Vec<u32>, Vec<u32>)> {
-    let slots = ids.iter().filter(|&&id| id == image_token).count();
+    (ids, positions): (&mut Vec<u32>, &mut Vec<u32>),
+) -> Result<()> {
+    let slots = all_ids.iter().filter(|&&id| id == image_token).count();
     if slots != total {
         return Err(Error::Shape {
             name: "image_features".to_owned(),
@@ -156,15 +228,19 @@ fn drop_slots(
     }
     let mut slot = 0;
     let mut kept = kept.iter().peekable();
-    let stays = |&(_, id): &(u32, u32)| {
-        if id != image_token {
-            return true;
+    ids.clear();
+    positions.clear();
+    for (position, &id) in (0u32..).zip(all_ids) {
+        if id == image_token {
+            slot += 1;
+            if kept.next_if(|&&token| token == slot - 1).is_none() {
+                continue;
+            }
         }
-        slot += 1;
-        kept.next_if(|&&token| token == slot - 1).is_some()
-    };
-    let (positions, ids) = (0u32..).zip(ids.iter().copied()).filter(stays).unzip();
-    Ok((ids, positions))
+        ids.push(id);
+        positions.push(position);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -182,7 +258,8 @@ mod tests {
     }
 
     fn visible_of(view: &View, total: usize) -> Option<Vec<usize>> {
-        Some(visible(view, &places(view, total)?))
+        let mut places = Vec::new();
+        write_places(view, total, &mut places).then(|| visible(view, &places).collect())
     }
 
     #[test]
@@ -231,13 +308,15 @@ mod tests {
 
     #[test]
     fn drop_slots_keeps_original_positions() {
-        let (ids, positions) = drop_slots(&[5, 9, 9, 9, 6], 9, &[1], 3).expect("slots");
+        let (mut ids, mut positions) = (vec![7; 9], vec![7; 9]);
+        let out = (&mut ids, &mut positions);
+        drop_slots(&[5, 9, 9, 9, 6], 9, &[1], 3, out).expect("slots");
         assert_eq!(
             (ids.as_slice(), positions.as_slice()),
             ([5, 9, 6].as_slice(), [0, 2, 4].as_slice())
         );
         assert!(matches!(
-            drop_slots(&[5, 9], 9, &[0], 2),
+            drop_slots(&[5, 9], 9, &[0], 2, (&mut ids, &mut positions)),
             Err(Error::Shape { .. })
         ));
     }

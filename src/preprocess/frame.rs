@@ -39,6 +39,44 @@ impl Frame {
         })
     }
 
+    /// A frame whose bytes, counted from 0, are `level` of their number.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn from_fn(
+        name: impl Into<String>,
+        width: usize,
+        height: usize,
+        level: impl FnMut(usize) -> u8,
+    ) -> Result<Self> {
+        let name = name.into();
+        check_size(&name, width as u64, height as u64)?;
+        Self::new(
+            name,
+            width,
+            height,
+            (0..3 * width * height).map(level).collect(),
+        )
+    }
+
+    /// A frame without pixels, to [copy](Self::copy_from) pictures into.
+    pub fn empty(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            width: 0,
+            height: 0,
+            rgb: Vec::new(),
+        }
+    }
+
+    /// Makes it that large, without another allocation where it was as large before; returns the pixels, to be
+    /// overwritten.
+    pub(super) fn resize(&mut self, width: usize, height: usize) -> &mut [u8] {
+        self.rgb.resize(width * height * 3, 0);
+        (self.width, self.height) = (width, height);
+        &mut self.rgb
+    }
+
     /// Reads an image file: PNG, JPEG, BMP, GIF, PNM, TIFF or WebP, told apart by content.
     ///
     /// # Errors

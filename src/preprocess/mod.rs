@@ -27,6 +27,7 @@
 //! values of 70 files), so for JPEG (and JPEG inside TIFF) the promise holds from the decoded
 //! pixels on. PNM files with a maximum other than 255 and 65,535 may be off by one level.
 
+mod axes;
 mod config;
 mod decode;
 mod filter;
@@ -34,7 +35,9 @@ mod frame;
 mod geometry;
 mod levels;
 mod processor;
+mod raw;
 mod resample;
 
 pub use frame::Frame;
-pub use processor::{Fit, Notes, PixelValues, Processor, Tiles, View};
+pub use processor::{Fit, Notes, PixelRoom, PixelValues, Processor, Tiles, View};
+pub use raw::{Colour, Plane, RawFormat, RawImage};

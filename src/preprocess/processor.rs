@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::config::{Config, Kind, Resize};
-use super::frame::Frame;
+use super::frame::{Frame, check_size};
 use super::geometry::{self, Crop, Size};
-use super::resample::Canvas;
+use super::resample::{Canvas, Room};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::tensor::Tensor;
@@ -49,7 +49,7 @@ pub struct Notes {
 }
 
 /// A frame as a vision encoder takes it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct PixelValues {
     /// `[n, 3, s, s]`: tiles row by row, the global image last.
     pub pixels: Tensor<f32>,
@@ -66,6 +66,16 @@ pub struct PixelValues {
     pub shown: [f64; 4],
     /// What was lost.
     pub notes: Notes,
+}
+
+/// Room for the pixel values of a frame, used again for the next one.
+#[derive(Debug, Default)]
+pub struct PixelRoom {
+    values: PixelValues,
+    /// A frame after the first resize, and as it is cut into tiles.
+    first: Vec<u8>,
+    cut: Vec<u8>,
+    rows: Room,
 }
 
 /// Where the pixels of a frame went: a [`PixelValues`] without its pixels.
@@ -190,19 +200,39 @@ impl Processor {
     /// Makes pixel values of `frame`.
     ///
     /// # Errors
-    /// [`Error::Argument`] if no tiles are asked for, [`Error::TooLarge`] if they would be more
-    /// than [`limits::TILES`], or an image on the way larger than [`limits::IMAGE_PIXELS`].
+    /// As [`run_in`](Self::run_in).
     pub fn run(&self, frame: &Frame, fit: Fit, tiles: Tiles) -> Result<PixelValues> {
+        let mut room = PixelRoom::default();
+        self.run_in(&mut room, frame, fit, tiles)?;
+        Ok(room.values)
+    }
+
+    /// Makes pixel values of `frame` in memory that is used again for the next one: for a frame as large as the one
+    /// before nothing is allocated.
+    ///
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if no tiles are asked for, [`Error::Image`] for an empty frame, [`Error::TooLarge`] if they would be more
+    /// than [`limits::TILES`], or an image on the way larger than [`limits::IMAGE_PIXELS`].
+    pub fn run_in<'a>(
+        &self,
+        room: &'a mut PixelRoom,
+        frame: &Frame,
+        fit: Fit,
+        tiles: Tiles,
+    ) -> Result<&'a PixelValues> {
         if tiles == Tiles::Count(0) {
             return Err(Error::Argument {
                 name: "tiles",
                 reason: "at least 1 is needed".to_owned(),
             });
         }
+        check_size(frame.name(), frame.width() as u64, frame.height() as u64)?;
         match self.config.kind {
-            Kind::Crop { .. } => self.run_crop(frame, fit),
-            Kind::Tiled { .. } => self.run_tiled(frame, fit, tiles),
+            Kind::Crop { .. } => self.run_crop(room, frame, fit)?,
+            Kind::Tiled { .. } => self.run_tiled(room, frame, fit, tiles)?,
         }
+        Ok(&room.values)
     }
 
     fn canvas<'a>(&self, frame: &'a Frame, pad: bool) -> Canvas<'a> {
@@ -226,7 +256,7 @@ fn resized(size: Size, resize: Option<Resize>) -> Size {
 
 /// One image, resized and cropped.
 impl Processor {
-    fn run_crop(&self, frame: &Frame, fit: Fit) -> Result<PixelValues> {
+    fn run_crop(&self, room: &mut PixelRoom, frame: &Frame, fit: Fit) -> Result<()> {
         let Kind::Crop {
             pad,
             resize,
@@ -244,7 +274,8 @@ impl Processor {
         debug_assert!(crop || full == (side, side));
         let x = geometry::center_crop(full.0, side);
         let y = geometry::center_crop(full.1, side);
-        let mut data = vec![0f32; 3 * side * side];
+        let PixelRoom { values, rows, .. } = room;
+        let data = values.pixels.reshape(&[1, 3, side, side]);
         if x.kept.len() < side || y.kept.len() < side {
             let black = self.config.levels.black();
             for (plane, black) in data.chunks_exact_mut(side * side).zip(black) {
@@ -252,8 +283,8 @@ impl Processor {
             }
         }
         let kept = (x.kept.clone(), y.kept.clone());
-        canvas.resample(self.config.filter, full, kept, |i, row| {
-            self.write_row(row, &mut data, (x.at, y.at + i), side);
+        canvas.resample(self.config.filter, full, kept, rows, |i, row| {
+            self.write_row(row, data, (x.at, y.at + i), side);
         });
         let content = |crop: &Crop, offset: usize, len: usize, from: usize, to: usize| {
             let range = geometry::scale_range(offset..offset + len, from, to);
@@ -275,16 +306,12 @@ impl Processor {
             content(&x, canvas.offset.0, canvas.width, canvas.size.0, full.0);
         let ([top, bottom], seen_y, down) =
             content(&y, canvas.offset.1, canvas.height, canvas.size.1, full.1);
-        Ok(PixelValues {
-            pixels: Tensor::new("pixel_values", [1, 3, side, side], data)?,
-            mask: None,
-            grid: None,
-            content: [left, top, right, bottom],
-            shown: [seen_x[0], seen_y[0], seen_x[1], seen_y[1]],
-            notes: Notes {
-                cropped_share: 1.0 - across * down,
-            },
-        })
+        values.mask = None;
+        values.grid = None;
+        values.content = [left, top, right, bottom];
+        values.shown = [seen_x[0], seen_y[0], seen_x[1], seen_y[1]];
+        values.notes.cropped_share = 1.0 - across * down;
+        Ok(())
     }
 
     /// Writes pixels as floats into the three planes of one image, from `at` (x, y) on.
@@ -304,7 +331,7 @@ impl Processor {
 
 /// Tiles and a global image.
 impl Processor {
-    fn run_tiled(&self, frame: &Frame, fit: Fit, tiles: Tiles) -> Result<PixelValues> {
+    fn run_tiled(&self, room: &mut PixelRoom, frame: &Frame, fit: Fit, tiles: Tiles) -> Result<()> {
         let Kind::Tiled {
             resize,
             split,
@@ -332,53 +359,61 @@ impl Processor {
             limits::IMAGE_PIXELS,
         )?;
 
-        let mut data = vec![0f32; n * 3 * side * side];
+        let PixelRoom {
+            values,
+            first,
+            cut,
+            rows: room,
+        } = room;
+        let data = values.pixels.reshape(&[n, 3, side, side]);
         let image_len = 3 * side * side;
-        let first = self.resize(&canvas, plan.first);
-        let first = Canvas::new(&first, width, height);
+        self.resize(&canvas, plan.first, room, first);
+        let first = Canvas::new(first, width, height);
         let (rows, columns) = plan.grid;
-        let cut = (columns * side, rows * side);
+        let size = (columns * side, rows * side);
         if n == 1 {
-            self.resize_into(&first, &mut data, side);
+            self.resize_into(&first, data, room, side);
         } else {
-            let cut_rgb = self.resize(&first, cut);
-            for (y, row) in cut_rgb.chunks_exact(cut.0 * 3).enumerate() {
+            self.resize(&first, size, room, cut);
+            for (y, row) in cut.chunks_exact(size.0 * 3).enumerate() {
                 for (x, part) in row.chunks_exact(side * 3).enumerate() {
                     let image = &mut data[(y / side * columns + x) * image_len..][..image_len];
                     self.write_row(part, image, (0, y % side), side);
                 }
             }
             let global = &mut data[(n - 1) * image_len..];
-            self.resize_into(&Canvas::new(&cut_rgb, cut.0, cut.1), global, side);
+            self.resize_into(&Canvas::new(cut, size.0, size.1), global, room, side);
         }
         let (left, top) = canvas.offset;
-        let x = geometry::scale_range(left..left + canvas.width, canvas.size.0, cut.0);
-        let y = geometry::scale_range(top..top + canvas.height, canvas.size.1, cut.1);
-        let mask = mask.then(|| vec![1u8; n * side * side]);
-        let mask = mask.map(|m| Tensor::new("pixel_attention_mask", [n, side, side], m));
-        Ok(PixelValues {
-            pixels: Tensor::new("pixel_values", [n, 3, side, side], data)?,
-            mask: mask.transpose()?,
-            grid: (n > 1).then_some(plan.grid),
-            content: [x.start, y.start, x.end, y.end],
-            shown: [0.0, 0.0, canvas.width as f64, canvas.height as f64],
-            notes: Notes::default(),
-        })
+        let x = geometry::scale_range(left..left + canvas.width, canvas.size.0, size.0);
+        let y = geometry::scale_range(top..top + canvas.height, canvas.size.1, size.1);
+        if mask {
+            let mask = values.mask.get_or_insert_default();
+            mask.reshape(&[n, side, side]).fill(1);
+        } else {
+            values.mask = None;
+        }
+        values.grid = (n > 1).then_some(plan.grid);
+        values.content = [x.start, y.start, x.end, y.end];
+        values.shown = [0.0, 0.0, canvas.width as f64, canvas.height as f64];
+        values.notes = Notes::default();
+        Ok(())
     }
 
-    /// `canvas` as an image of its own of size `to`.
-    fn resize(&self, canvas: &Canvas<'_>, to: Size) -> Vec<u8> {
-        let mut rgb = Vec::with_capacity(to.0 * to.1 * 3);
-        canvas.resample(self.config.filter, to, (0..to.0, 0..to.1), |_, row| {
+    /// `canvas` as an image of its own of size `to`, in `rgb`.
+    fn resize(&self, canvas: &Canvas<'_>, to: Size, room: &mut Room, rgb: &mut Vec<u8>) {
+        rgb.clear();
+        rgb.reserve_exact(to.0 * to.1 * 3);
+        let whole = (0..to.0, 0..to.1);
+        canvas.resample(self.config.filter, to, whole, room, |_, row| {
             rgb.extend_from_slice(row);
         });
-        rgb
     }
 
     /// `canvas` as the floats of one square image.
-    fn resize_into(&self, canvas: &Canvas<'_>, image: &mut [f32], side: usize) {
+    fn resize_into(&self, canvas: &Canvas<'_>, image: &mut [f32], room: &mut Room, side: usize) {
         let whole = (0..side, 0..side);
-        canvas.resample(self.config.filter, (side, side), whole, |y, row| {
+        canvas.resample(self.config.filter, (side, side), whole, room, |y, row| {
             self.write_row(row, image, (0, y), side);
         });
     }

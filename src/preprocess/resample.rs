@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use rten_simd::{Isa, SimdOp};
 
+use super::axes::{Axes, Span};
 use super::filter::{Axis, Filter, PRECISION_BITS};
 
 const UNIT: i32 = 1 << PRECISION_BITS;
@@ -62,21 +63,43 @@ impl<'a> Canvas<'a> {
         filter: Filter,
         to: (usize, usize),
         window: (Range<usize>, Range<usize>),
+        room: &mut Room,
         sink: impl FnMut(usize, &[u8]),
     ) {
-        let x = Axis::new(filter, self.size.0, to.0, window.0);
-        let y = Axis::new(filter, self.size.1, to.1, window.1);
-        let passes = Passes {
-            canvas: self,
-            x: &x.within(self.offset.0, self.width),
-            y: &y.within(self.offset.1, self.height),
+        let span = |from: usize, to: usize, window: Range<usize>, offset: usize, len: usize| Span {
+            filter,
+            from,
+            to,
+            window: (window.start, window.end),
+            inside: (offset, len),
         };
+        let x = span(self.size.0, to.0, window.0, self.offset.0, self.width);
+        let y = span(self.size.1, to.1, window.1, self.offset.1, self.height);
+        let (x, y) = room.axes.pair(x, y);
+        let passes = Passes { canvas: self, x, y };
         if passes.rows_first() {
-            passes.run_rows_first(sink);
+            passes.run_rows_first(&mut room.lines, sink);
         } else {
-            passes.run_columns_first(sink);
+            passes.run_columns_first(&mut room.lines, sink);
         }
     }
+}
+
+/// Room for resampling, used again for the next image.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    axes: Axes,
+    lines: Lines,
+}
+
+/// Rows on their way.
+#[derive(Debug, Default)]
+struct Lines {
+    ring: Vec<u8>,
+    batch: Vec<u8>,
+    mixed: Vec<u8>,
+    wide: Vec<[u8; CHUNK]>,
+    offsets: Vec<usize>,
 }
 
 struct Passes<'a> {
@@ -95,16 +118,22 @@ impl Passes<'_> {
         saved(self.y) > 0 && saved(self.y) > 2 * saved(self.x)
     }
 
-    fn run_columns_first(&self, mut sink: impl FnMut(usize, &[u8])) {
+    fn run_columns_first(&self, lines: &mut Lines, mut sink: impl FnMut(usize, &[u8])) {
         let (stride, len) = (self.canvas.width * 3, self.x.len() * 3);
         // Row `r` of the image, its columns mixed, is in slot `r % depth`; rows are mixed some
         // ahead of their use.
         let depth = self.y.max_taps() + BATCH - 1;
-        let mut ring = vec![0u8; len * depth];
-        let mut batch = vec![0u8; len * BATCH];
-        let mut mixed = vec![0u8; len];
-        let mut wide = self.wide();
-        let mut offsets = Vec::with_capacity(depth);
+        let Lines {
+            ring,
+            batch,
+            mixed,
+            wide,
+            offsets,
+        } = lines;
+        ring.resize(len * depth, 0);
+        batch.resize(len * BATCH, 0);
+        mixed.resize(len, 0);
+        wide.resize(self.canvas.width, [0; CHUNK]);
         let mut next = 0;
         for i in 0..self.y.len() {
             let (first, weights) = self.y.taps(i);
@@ -113,7 +142,7 @@ impl Passes<'_> {
             while next < end {
                 let n = BATCH.min(self.canvas.height - next);
                 let rows = &self.canvas.rgb[next * stride..][..n * stride];
-                self.mix_columns(rows, &mut wide, &mut batch[..n * len]);
+                self.mix_columns(rows, wide, &mut batch[..n * len]);
                 for (r, row) in batch.chunks_exact(len).take(n).enumerate() {
                     ring[(next + r) % depth * len..][..len].copy_from_slice(row);
                 }
@@ -125,34 +154,36 @@ impl Passes<'_> {
                 sink(i, &ring[*offset..][..len]);
                 continue;
             }
-            self.mix_rows(i, &ring, &offsets, &mut mixed);
-            sink(i, &mixed);
+            self.mix_rows(i, ring, offsets, mixed);
+            sink(i, mixed);
         }
     }
 
-    fn run_rows_first(&self, mut sink: impl FnMut(usize, &[u8])) {
+    fn run_rows_first(&self, lines: &mut Lines, mut sink: impl FnMut(usize, &[u8])) {
         let (stride, len) = (self.canvas.width * 3, self.x.len() * 3);
-        let mut mixed = vec![0u8; stride * BATCH];
-        let mut batch = vec![0u8; len * BATCH];
-        let mut wide = self.wide();
-        let mut offsets = Vec::with_capacity(self.y.max_taps());
+        let Lines {
+            batch,
+            mixed,
+            wide,
+            offsets,
+            ..
+        } = lines;
+        mixed.resize(stride * BATCH, 0);
+        batch.resize(len * BATCH, 0);
+        wide.resize(self.canvas.width, [0; CHUNK]);
         for i in (0..self.y.len()).step_by(BATCH) {
             let n = BATCH.min(self.y.len() - i);
             for (k, mixed) in mixed.chunks_exact_mut(stride).take(n).enumerate() {
                 let (first, weights) = self.y.taps(i + k);
                 offsets.clear();
                 offsets.extend((first..first + weights.len()).map(|r| r * stride));
-                self.mix_rows(i + k, self.canvas.rgb, &offsets, mixed);
+                self.mix_rows(i + k, self.canvas.rgb, offsets, mixed);
             }
-            self.mix_columns(&mixed[..n * stride], &mut wide, &mut batch[..n * len]);
+            self.mix_columns(&mixed[..n * stride], wide, &mut batch[..n * len]);
             for (k, row) in batch.chunks_exact(len).take(n).enumerate() {
                 sink(i + k, row);
             }
         }
-    }
-
-    fn wide(&self) -> Vec<[u8; CHUNK]> {
-        vec![[0; CHUNK]; self.canvas.width]
     }
 
     fn mix_columns(&self, rows: &[u8], wide: &mut [[u8; CHUNK]], out: &mut [u8]) {
@@ -315,7 +346,8 @@ mod tests {
 
     fn resize(canvas: &Canvas<'_>, filter: Filter, to: (usize, usize)) -> Vec<u8> {
         let mut out = Vec::new();
-        canvas.resample(filter, to, (0..to.0, 0..to.1), |_, row| {
+        let mut room = Room::default();
+        canvas.resample(filter, to, (0..to.0, 0..to.1), &mut room, |_, row| {
             out.extend_from_slice(row);
         });
         out
@@ -343,6 +375,39 @@ mod tests {
             })
             .collect();
         assert!(wrong.is_empty(), "{wrong:?}");
+    }
+
+    /// Images of other sizes and filters in between leave nothing behind that matters.
+    #[test]
+    fn resample_in_a_used_room_is_as_in_a_new_one() {
+        let mut room = Room::default();
+        let sizes = [
+            (30, 17),
+            (9, 200),
+            (64, 3),
+            (30, 17),
+            (5, 5),
+            (200, 9),
+            (31, 17),
+        ];
+        for ((w, h), code) in sizes
+            .into_iter()
+            .flat_map(|size| (0..6).map(move |c| (size, c)))
+        {
+            let rgb = frame(w, h);
+            let filter = Filter::from_code(code).expect("a known code");
+            for canvas in [
+                Canvas::new(&rgb, w, h),
+                Canvas::square(&rgb, w, h, [9, 99, 199]),
+            ] {
+                let mut out = Vec::new();
+                canvas.resample(filter, (20, 11), (0..20, 2..9), &mut room, |_, row| {
+                    out.extend_from_slice(row);
+                });
+                let whole = resize(&canvas, filter, (20, 11));
+                assert_eq!(out, whole[2 * 60..9 * 60], "{filter:?} {w}x{h}");
+            }
+        }
     }
 
     #[test]

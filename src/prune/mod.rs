@@ -42,7 +42,7 @@ pub use features::Features;
 pub use grid::Grid;
 pub use norm::Norm;
 pub use overlay::{Overlay, draw};
-pub use place::{Place, places};
+pub use place::{Place, places, write_places};
 pub use policy::{Inputs, Kept, Merge, Needs, Policy};
 pub use pruner::Pruner;
 pub use random::Random;

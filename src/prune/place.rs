@@ -17,6 +17,13 @@ pub struct Place {
 /// Places of all `total` tokens of a frame; `None` if nobody knows them: a tower that left a picture
 /// out, or whose tokens are no square grid.
 pub fn places(view: &View, total: usize) -> Option<Vec<Place>> {
+    let mut places = Vec::new();
+    write_places(view, total, &mut places).then_some(places)
+}
+
+/// Writes what [`places`] gives; false, and nothing is written, if nobody knows them.
+pub fn write_places(view: &View, total: usize, places: &mut Vec<Place>) -> bool {
+    places.clear();
     let pictures = view.n_pictures.max(1);
     let per_picture = total / pictures;
     let side = per_picture.isqrt();
@@ -26,7 +33,10 @@ pub fn places(view: &View, total: usize) -> Option<Vec<Place>> {
         row: token % per_picture / side,
         column: token % side,
     };
-    is_grid.then(|| (0..total).map(place).collect())
+    if is_grid {
+        places.extend((0..total).map(place));
+    }
+    is_grid
 }
 
 /// Places in one line, for tokens of which nothing is known but their order.

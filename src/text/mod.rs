@@ -25,9 +25,10 @@ mod prompt;
 mod sandbox;
 mod slot;
 mod stream;
+mod surroundings;
 mod template;
 mod vocabulary;
 
-pub use prompt::{Prompt, Text};
+pub use prompt::{Prompt, PromptRoom, Text};
 pub use slot::ImageSlot;
 pub use stream::TextStream;

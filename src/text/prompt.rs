@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::slot::{self, ImageSlot};
 use super::stream::TextStream;
+use super::surroundings::Surroundings;
 use super::template::Template;
-use super::vocabulary::{Piece, Vocabulary};
+use super::vocabulary::Vocabulary;
 use crate::model::{Json, ModelConfig};
 use crate::{Error, Result, limits};
 
@@ -18,6 +19,25 @@ pub struct Prompt {
     pub ids: Vec<u32>,
     /// The same as text.
     pub text: String,
+}
+
+/// Kinds of images whose surroundings are kept: as many as a camera of one size and some others need.
+const SLOTS: usize = 8;
+
+/// Room for the ids of a prompt, used again for the next one.
+#[derive(Debug, Default)]
+pub struct PromptRoom {
+    around: Vec<(ImageSlot, Surroundings)>,
+    joined: String,
+    ids: Vec<u32>,
+}
+
+impl PromptRoom {
+    /// Makes room for so many ids, and so many bytes of text.
+    pub fn reserve(&mut self, n_ids: usize, n_bytes: usize) {
+        self.ids.reserve(n_ids);
+        self.joined.reserve(n_bytes);
+    }
 }
 
 /// Tokenizer and chat template of one model.
@@ -77,15 +97,57 @@ impl Text {
             .copied()
             .filter(|slot| *slot != ImageSlot::None)
             .collect();
-        let frame = self.template.frame(images.len())?;
-        let mut images = images.into_iter();
-        let before = self.expand(&frame.before, &mut images);
-        let after = self.expand(&frame.after, &mut images);
+        let (before, after) = self.around(&images)?;
         let question = self.template.shown(question);
+        let around = Surroundings::new(&self.vocabulary, &before, &after)?;
+        let mut ids = Vec::new();
+        around.encode(&self.vocabulary, question, &mut String::new(), &mut ids)?;
         Ok(Prompt {
-            ids: self.encode(&before, question, &after)?,
+            ids,
             text: before + question + &after,
         })
+    }
+
+    /// Writes the ids of a prompt with one image into `room`, as [`prompt`](Self::prompt) gives them.
+    ///
+    /// What does not depend on the question is rendered and encoded the first time that an image of this kind is
+    /// shown, and kept there: a template that shows the date shows that of its first prompt.
+    ///
+    /// # Errors
+    /// As [`prompt`](Self::prompt).
+    pub fn write_ids<'a>(
+        &self,
+        question: &str,
+        image: ImageSlot,
+        room: &'a mut PromptRoom,
+    ) -> Result<&'a [u32]> {
+        Self::check_question(question)?;
+        let at = match room.around.iter().position(|(slot, _)| *slot == image) {
+            Some(at) => at,
+            None => {
+                slot::check(&[image], &self.config)?;
+                let (before, after) = self.around(&[image])?;
+                let around = Surroundings::new(&self.vocabulary, &before, &after)?;
+                if room.around.len() == SLOTS {
+                    room.around.remove(0);
+                }
+                room.around.push((image, around));
+                room.around.len() - 1
+            }
+        };
+        let around = &room.around[at].1;
+        let question = self.template.shown(question);
+        around.encode(&self.vocabulary, question, &mut room.joined, &mut room.ids)?;
+        Ok(&room.ids)
+    }
+
+    /// The template's text before and after the question, with the words of the images.
+    fn around(&self, images: &[ImageSlot]) -> Result<(String, String)> {
+        let frame = self.template.frame(images.len())?;
+        let mut images = images.iter().copied();
+        let before = self.expand(&frame.before, &mut images);
+        let after = self.expand(&frame.after, &mut images);
+        Ok((before, after))
     }
 
     /// Refuses what no model can be asked, before one is loaded.
@@ -133,6 +195,11 @@ impl Text {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// Most bytes that a token has.
+    pub fn longest_token(&self) -> usize {
+        self.vocabulary.longest()
+    }
+
     /// Starts a new answer that comes token by token.
     pub fn stream(&self) -> TextStream {
         TextStream::new(Arc::clone(&self.vocabulary))
@@ -150,46 +217,5 @@ impl Text {
             out += part;
         }
         out
-    }
-
-    /// Encodes the template's pieces with special tokens and the question without, the text on
-    /// both sides of the question together with it.
-    fn encode(&self, before: &str, question: &str, after: &str) -> Result<Vec<u32>> {
-        let mut left = self.vocabulary.split(before);
-        let mut right = self.vocabulary.split(after);
-        let mut joined = match left.last() {
-            Some(Piece::Text(_)) => match left.pop() {
-                Some(Piece::Text(tail)) => tail + question,
-                _ => question.to_string(),
-            },
-            Some(Piece::Special {
-                eats_after: true, ..
-            }) => question.trim_start().to_string(),
-            _ => question.to_string(),
-        };
-        match right.first() {
-            Some(Piece::Text(head)) => {
-                joined += head;
-                right.remove(0);
-            }
-            Some(Piece::Special {
-                eats_before: true, ..
-            }) => joined.truncate(joined.trim_end().len()),
-            _ => {}
-        }
-        left.push(Piece::Text(joined));
-        left.append(&mut right);
-
-        let mut ids = Vec::new();
-        for piece in &left {
-            match piece {
-                Piece::Special { id, .. } => {
-                    self.vocabulary.known(*id)?;
-                    ids.push(*id);
-                }
-                Piece::Text(text) => self.vocabulary.encode(text, &mut ids)?,
-            }
-        }
-        Ok(ids)
     }
 }

@@ -29,26 +29,55 @@ impl TextStream {
     /// # Errors
     /// [`Error::Argument`](crate::Error::Argument) if the id is outside the model's vocabulary.
     pub fn push(&mut self, id: u32) -> Result<Option<String>> {
-        self.vocabulary.append_bytes(id, &mut self.pending)?;
-        let text = take_complete(&mut self.pending);
+        let mut text = String::new();
+        self.push_to(id, &mut text)?;
         Ok((!text.is_empty()).then_some(text))
+    }
+
+    /// Takes one token and appends the text that is complete with it.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub fn push_to(&mut self, id: u32, text: &mut String) -> Result<()> {
+        self.vocabulary.append_bytes(id, &mut self.pending)?;
+        take_complete(&mut self.pending, text);
+        Ok(())
     }
 
     /// Gives what still waits, as U+FFFD since its rest never came, and starts afresh.
     pub fn finish(&mut self) -> Option<String> {
-        let rest = std::mem::take(&mut self.pending);
-        (!rest.is_empty()).then(|| String::from_utf8_lossy(&rest).into_owned())
+        let mut text = String::new();
+        self.finish_to(&mut text);
+        (!text.is_empty()).then_some(text)
+    }
+
+    /// Appends what still waits, as U+FFFD since its rest never came, and starts afresh.
+    pub fn finish_to(&mut self, text: &mut String) {
+        // At most three bytes: the beginning of one character.
+        if !self.pending.is_empty() {
+            text.push(char::REPLACEMENT_CHARACTER);
+        }
+        self.pending.clear();
+    }
+
+    /// Makes room for tokens of at most so many bytes.
+    pub fn reserve(&mut self, longest: usize) {
+        self.pending.reserve(longest + 3);
+    }
+
+    /// Starts afresh.
+    pub fn restart(&mut self) {
+        self.pending.clear();
     }
 }
 
-/// Takes everything that later bytes cannot change.
-fn take_complete(bytes: &mut Vec<u8>) -> String {
-    let mut text = String::new();
+/// Takes everything that later bytes cannot change, and appends it to `text`.
+fn take_complete(bytes: &mut Vec<u8>, text: &mut String) {
     let mut from = 0;
     while from < bytes.len() {
         let error = match std::str::from_utf8(&bytes[from..]) {
             Ok(valid) => {
-                text += valid;
+                text.push_str(valid);
                 from = bytes.len();
                 break;
             }
@@ -56,7 +85,7 @@ fn take_complete(bytes: &mut Vec<u8>) -> String {
         };
         let (valid, rest) = bytes[from..].split_at(error.valid_up_to());
         // `valid` is UTF-8 as the error says, so nothing is replaced here.
-        text += &String::from_utf8_lossy(valid);
+        text.push_str(&String::from_utf8_lossy(valid));
         from += valid.len();
         match error.error_len() {
             Some(n) => {
@@ -67,13 +96,18 @@ fn take_complete(bytes: &mut Vec<u8>) -> String {
         }
     }
     bytes.drain(..from);
-    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn taken(pending: &mut Vec<u8>) -> String {
+        let mut text = String::new();
+        take_complete(pending, &mut text);
+        text
+    }
 
     /// Feeds bytes in pieces of the given sizes, then ends.
     fn streamed(bytes: &[u8], sizes: &[usize]) -> String {
@@ -84,7 +118,7 @@ mod tests {
             }
             let to = (from + n.max(&1)).min(bytes.len());
             pending.extend_from_slice(&bytes[from..to]);
-            out += &take_complete(&mut pending);
+            take_complete(&mut pending, &mut out);
             assert!(pending.len() <= 3, "{pending:?}");
             from = to;
         }
@@ -98,10 +132,10 @@ mod tests {
             let (last, first) = c.as_bytes().split_last().expect("bytes");
             for b in first {
                 pending.push(*b);
-                assert_eq!(take_complete(&mut pending), "");
+                assert_eq!(taken(&mut pending), "");
             }
             pending.push(*last);
-            assert_eq!(take_complete(&mut pending), c);
+            assert_eq!(taken(&mut pending), c);
             assert!(pending.is_empty());
         }
     }
@@ -109,11 +143,11 @@ mod tests {
     #[test]
     fn byte_that_completes_nothing_is_replaced_once_that_is_sure() {
         let mut pending = vec![0xf0, 0x9f];
-        assert_eq!(take_complete(&mut pending), "");
+        assert_eq!(taken(&mut pending), "");
         pending.push(b'a');
-        assert_eq!(take_complete(&mut pending), "\u{fffd}a");
+        assert_eq!(taken(&mut pending), "\u{fffd}a");
         pending.push(0x80);
-        assert_eq!(take_complete(&mut pending), "\u{fffd}");
+        assert_eq!(taken(&mut pending), "\u{fffd}");
     }
 
     proptest! {

@@ -34,14 +34,16 @@ pub(super) struct Vocabulary {
     /// The same added tokens, with special ones enabled.
     added: AddedVocabulary,
     special: HashSet<u32>,
-    n_ids: usize,
+    /// Bytes of all ids, one behind the other, and where each ends.
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
 }
 
 impl fmt::Debug for Vocabulary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Vocabulary")
             .field("path", &self.path)
-            .field("n_ids", &self.n_ids)
+            .field("n_ids", &self.ends.len())
             .finish_non_exhaustive()
     }
 }
@@ -109,13 +111,22 @@ impl Vocabulary {
             .filter(|(_, token)| added.is_special_token(&token.content))
             .map(|(id, _)| *id)
             .collect();
+        let (bytes, ends) = bytes_of_all(&plain, &special, config.vocab);
         Ok(Self {
             path: path.to_path_buf(),
             plain,
             added,
             special,
-            n_ids: config.vocab,
+            bytes,
+            ends,
         })
+    }
+
+    /// Most bytes of a token.
+    pub fn longest(&self) -> usize {
+        let starts = std::iter::once(&0).chain(&self.ends);
+        let lengths = starts.zip(&self.ends).map(|(start, end)| end - start);
+        lengths.max().unwrap_or(0)
     }
 
     /// The token of an id, as it is written in a template.
@@ -192,12 +203,12 @@ impl Vocabulary {
     /// # Errors
     /// [`Error::Malformed`] naming the tokenizer.
     pub fn known(&self, id: u32) -> Result<()> {
-        if (id as usize) < self.n_ids {
+        if (id as usize) < self.ends.len() {
             return Ok(());
         }
         let reason = format!(
             "token {id} is outside the model's vocabulary, {}",
-            self.n_ids
+            self.ends.len()
         );
         Err(Error::malformed(&self.path, reason))
     }
@@ -208,31 +219,49 @@ impl Vocabulary {
     /// # Errors
     /// [`Error::Argument`] if the id is outside the model's vocabulary.
     pub fn append_bytes(&self, id: u32, bytes: &mut Vec<u8>) -> Result<()> {
-        if id as usize >= self.n_ids {
+        let id = id as usize;
+        let Some(&end) = self.ends.get(id) else {
             return Err(Error::Argument {
                 name: "token id",
-                reason: format!("{id} is outside the model's vocabulary, {}", self.n_ids),
+                reason: format!(
+                    "{id} is outside the model's vocabulary, {}",
+                    self.ends.len()
+                ),
             });
-        }
-        if self.special.contains(&id) {
-            return Ok(());
-        }
-        let Some(word) = self.plain.id_to_token(id) else {
-            return Ok(());
         };
-        let start = bytes.len();
-        for c in word.chars() {
-            match byte_of(c) {
-                Some(b) => bytes.push(b),
-                // An added word that is written as it is, not in byte-level letters.
-                None => {
-                    bytes.truncate(start);
-                    bytes.extend_from_slice(word.as_bytes());
-                    break;
-                }
+        let start = id.checked_sub(1).map_or(0, |before| self.ends[before]);
+        bytes.extend_from_slice(&self.bytes[start..end]);
+        Ok(())
+    }
+}
+
+/// The bytes of ids below `n_ids`, one behind the other, and where each ends.
+fn bytes_of_all(plain: &Tokenizer, special: &HashSet<u32>, n_ids: usize) -> (Vec<u8>, Vec<usize>) {
+    let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(n_ids));
+    for id in (0u32..).take(n_ids) {
+        if !special.contains(&id)
+            && let Some(word) = plain.id_to_token(id)
+        {
+            append_word(&word, &mut bytes);
+        }
+        ends.push(bytes.len());
+    }
+    (bytes, ends)
+}
+
+/// Appends the bytes of a word in byte-level letters.
+fn append_word(word: &str, bytes: &mut Vec<u8>) {
+    let start = bytes.len();
+    for c in word.chars() {
+        match byte_of(c) {
+            Some(b) => bytes.push(b),
+            // An added word that is written as it is, not in byte-level letters.
+            None => {
+                bytes.truncate(start);
+                bytes.extend_from_slice(word.as_bytes());
+                break;
             }
         }
-        Ok(())
     }
 }
 

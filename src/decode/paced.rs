@@ -1,0 +1,71 @@
+//! A backend whose passes are timed.
+
+use super::pace::{Pace, Pass};
+use crate::backend::{Backend, Logits, Prefill, Prune};
+use crate::error::Result;
+use crate::preprocess::PixelValues;
+use crate::prune::{Kept, Needs};
+
+/// Passes everything on, and notes how long passes take.
+pub struct Paced<'a> {
+    backend: &'a mut dyn Backend,
+    pace: &'a Pace,
+}
+
+impl<'a> Paced<'a> {
+    /// Of a backend; `pace` learns.
+    pub fn new(backend: &'a mut dyn Backend, pace: &'a Pace) -> Self {
+        Self { backend, pace }
+    }
+
+    /// The pass of the vision tower over an image.
+    pub fn vision(image: &PixelValues) -> Pass {
+        Pass::Vision(image.pixels.shape()[0])
+    }
+}
+
+impl Backend for Paced<'_> {
+    fn encode(&mut self, image: &PixelValues) -> Result<usize> {
+        let pass = Self::vision(image);
+        self.pace.measure(pass, || self.backend.encode(image))
+    }
+
+    fn prepare_prune(&mut self, needs: Needs) -> Result<()> {
+        self.backend.prepare_prune(needs)
+    }
+
+    fn prune(&mut self, request: &Prune<'_>) -> Result<Kept> {
+        self.pace
+            .measure(Pass::Prune, || self.backend.prune(request))
+    }
+
+    fn reserve(&mut self, n_rows: usize) {
+        self.backend.reserve(n_rows);
+    }
+
+    fn takes_positions(&self) -> bool {
+        self.backend.takes_positions()
+    }
+
+    fn rows_are_independent(&self) -> bool {
+        self.backend.rows_are_independent()
+    }
+
+    fn prefill(&mut self, prompt: &Prefill<'_>) -> Result<Logits> {
+        let pass = Pass::Prefill(prompt.ids.len());
+        self.pace.measure(pass, || self.backend.prefill(prompt))
+    }
+
+    fn step(&mut self, ids: &[u32], position: u32) -> Result<Logits> {
+        let pass = Pass::Step(ids.len());
+        self.pace.measure(pass, || self.backend.step(ids, position))
+    }
+
+    fn rollback(&mut self, n_rows: usize) -> Result<()> {
+        self.backend.rollback(n_rows)
+    }
+
+    fn hidden(&self) -> Option<&[f32]> {
+        self.backend.hidden()
+    }
+}
