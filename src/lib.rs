@@ -40,5 +40,6 @@ pub mod text;
 pub mod train;
 #[cfg(feature = "tensorrt")]
 pub mod trt;
+pub mod watch;
 
 pub use error::{Error, Result};

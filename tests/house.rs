@@ -25,6 +25,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("hub", 3),
     ("items", 3),
     ("corrections", 3),
+    ("watch", 4),
     ("cpu", 4),
     ("prune", 4),
     ("quantize", 4),

@@ -37,6 +37,7 @@ enum Command {
     Bench(super::bench::Args),
     #[cfg(feature = "train")]
     Train(super::train::Args),
+    Watch(super::watch::Args),
     Inspect(super::inspect::Args),
     Doctor(super::doctor::Args),
     Completions(super::completions::Args),
@@ -64,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => args.run(),
         #[cfg(feature = "train")]
         Command::Train(args) => args.run(),
+        Command::Watch(args) => args.run(),
         Command::Inspect(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Completions(args) => args.run(Cli::command()),

@@ -28,5 +28,6 @@ mod source;
 mod table;
 #[cfg(feature = "train")]
 mod train;
+mod watch;
 
 pub use main::main;
