@@ -9,6 +9,7 @@ pub mod bench;
 pub mod build;
 pub mod bundle;
 pub mod calibrate;
+pub mod capi;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod corrections;
