@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install-deps sdk fetch build demo test test-default test-all check fmt-check clippy doc deny \
+.PHONY: help lib install header install-deps sdk fetch build demo test test-default test-all check fmt-check clippy doc deny \
         test-gpu test-long headers-check advisories coverage full-size bench bench-rows quantization-table clean distclean
 
 CARGO ?= cargo
@@ -15,6 +15,10 @@ export TRTVLM_SDK := $(abspath $(or $(TRTVLM_SDK),.sdk))
 export TENSORRT_INCLUDE_DIR ?= $(TRTVLM_SDK)/tensorrt-rtx/include:$(TRTVLM_SDK)/tensorrt-11/include:$(TRTVLM_SDK)/cuda/include
 
 BIN = $(or $(CARGO_TARGET_DIR),target)/release/trtvlm
+LIB = $(or $(CARGO_TARGET_DIR),target)/flight/libtrtvlm.a
+# Of the library: `tensorrt`, or nothing.
+FEATURES ?= tensorrt
+PREFIX ?= /usr/local
 MODEL = onnx/uav-tiny
 IMAGE = calibration/images/0024.png
 ENGINES = engines/uav-tiny-fp16-sm86
@@ -35,6 +39,15 @@ fetch: ## Rust dependencies, as locked
 
 build: install-deps sdk fetch ## the release binary with TensorRT
 	$(OFFLINE) $(CARGO) build --locked --release --features tensorrt
+
+lib: install-deps sdk fetch ## libtrtvlm.a for C and C++ programs, size-trimmed (FEATURES= for the CPU engine alone)
+	$(OFFLINE) $(CARGO) rustc --locked --lib --crate-type staticlib --profile flight --no-default-features --features "$(FEATURES)"
+
+install: lib ## the library, its headers, CMake and pkg-config files into PREFIX
+	@tools/install.sh "$(LIB)" "$(abspath $(PREFIX))" "$(if $(findstring tensorrt,$(FEATURES)),-lstdc++) -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc"
+
+header: fetch ## write include/trtvlm.h anew after a change in src/capi
+	TRTVLM_BLESS=1 $(OFFLINE) $(CARGO) test --locked --all-features --test header
 
 demo: build ## build TensorRT engines for the demo model, then ask three questions
 	TENSORRT_LIB_DIR=$(TRTVLM_SDK)/tensorrt-rtx/lib:$(TRTVLM_SDK)/cuda/lib $(BIN) build $(MODEL) --target sm86 --precision fp16 --out $(ENGINES) --force

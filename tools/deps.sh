@@ -21,6 +21,8 @@ have=$(rustc --version | cut -d' ' -f2 | cut -d- -f1)
 missing=
 want() { missing="$missing $*"; }
 command -v cc >/dev/null 2>&1 && command -v c++ >/dev/null 2>&1 || want g++ # linker, C++ shim
+command -v cmake >/dev/null 2>&1 || want cmake                            # tests of the C++ example
+command -v pkg-config >/dev/null 2>&1 || want pkg-config
 if ! [ -f "${TRTVLM_SDK:-$root/.sdk}/stamp" ]; then                        # only `make sdk` uses pip
     python3 -m pip --version >/dev/null 2>&1 || want python3 python3-pip
 fi

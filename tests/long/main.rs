@@ -1,11 +1,12 @@
 //! Tests that take minutes: `make test-long`, or `cargo test --all-features --test long -- --ignored`.
 //!
-//! | variable            | what                           | default                   |
-//! |---------------------|--------------------------------|---------------------------|
-//! | `TRTVLM_LONG_CASES` | damaged inputs for each parser | about two minutes of work |
-//! | `TRTVLM_LONG_RUNS`  | answers of the soak test       | 500                       |
-//! | `TRTVLM_LONG_SEED`  | number of the first case       | 0                         |
-//! | `TRTVLM_LONG_ITEMS` | list of items of the demo model that are asked with drafts and without | `calibration` |
+//! | variable             | what                           | default                   |
+//! |----------------------|--------------------------------|---------------------------|
+//! | `TRTVLM_LONG_CASES`  | damaged inputs for each parser | about two minutes of work |
+//! | `TRTVLM_LONG_RUNS`   | answers of the soak test       | 500                       |
+//! | `TRTVLM_LONG_FRAMES` | frames of a flight             | 100,000                   |
+//! | `TRTVLM_LONG_SEED`   | number of the first case       | 0                         |
+//! | `TRTVLM_LONG_ITEMS`  | list of items of the demo model that are asked with drafts and without | `calibration` |
 //!
 //! Each case is damaged by a generator of its own, seeded with the case's number. A failure names
 //! that number, and `TRTVLM_LONG_SEED=<number> TRTVLM_LONG_CASES=1` repeats it.

@@ -71,3 +71,33 @@ fn long_run_of_questions_does_not_grow() {
     let again = pipeline.ask(&frame, questions[0], &Ask::default(), &mut |_| {});
     assert_eq!(again.expect("answer").token_ids, first, "the first answer");
 }
+
+/// As a camera asks: one session, raw frames of one size, memory that is used again.
+#[test]
+#[ignore = "long: hours for a hundred thousand frames"]
+fn long_flight_of_frames_does_not_grow() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pipeline = Pipeline::open(&root.join("onnx/uav-tiny"), None).expect("model");
+    let frame = Frame::load(&root.join("calibration/images/0024.png")).expect("image");
+    let ask = Ask {
+        max_tokens: Some(4),
+        ..Ask::default()
+    };
+    let n = from_env("TRTVLM_LONG_FRAMES", 100_000);
+    let warm = n.min(100);
+    let mut before = (0, 0);
+    for number in 0..n {
+        let question = ["describe the scene", "find the blue boat"][number as usize % 2];
+        let answer = pipeline.answer(&frame, question, &ask, &mut |_| {});
+        assert!(!answer.expect("answer").token_ids.is_empty());
+        if number + 1 == warm {
+            before = (memory_mib("VmRSS"), open_files());
+        }
+    }
+    let after = (memory_mib("VmRSS"), open_files());
+    eprintln!("{n} frames: {before:?} MiB and files when warm, {after:?} at the end");
+    assert!(
+        after.0 <= before.0 + SLACK_MIB && after.1 == before.1,
+        "{before:?} {after:?}"
+    );
+}
