@@ -91,8 +91,9 @@ impl Observer for Note {
             let min = value.data.iter().copied().fold(f32::INFINITY, f32::min);
             let max = value.data.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let mean = value.data.iter().map(|x| f64::from(x.abs())).sum::<f64>();
-            let mut channels = vec![0.0f32; value.n_channels];
-            for row in value.data.chunks_exact(value.n_channels) {
+            let n_channels = value.shape.last().copied().unwrap_or(1);
+            let mut channels = vec![0.0f32; n_channels];
+            for row in value.data.chunks_exact(n_channels) {
                 for (most, x) in channels.iter_mut().zip(row) {
                     *most = most.max(x.abs());
                 }
@@ -222,6 +223,8 @@ fn scales_have_a_range_for_every_candidate_of_each_family() {
             tensors.filter(|t| !t.channel_amax.is_empty()).count()
         };
         assert!(n_channels("decoder") >= 12, "{}", n_channels("decoder"));
+        // Maps have channels, too, and rows of a transformer's tower.
+        assert!(n_channels("vision") >= 4, "{}", n_channels("vision"));
     }
 }
 
@@ -556,6 +559,21 @@ fn command_refuses_bad_data_with_one_error_line() {
     }
     let output = trtvlm().args(["--samples", "0"]).output().expect("run");
     assert!(text(&output.stderr).contains("samples"));
+}
+
+#[test]
+fn command_takes_one_picture_with_a_warning() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let out = dir.path().join("scales.json");
+    let output = trtvlm()
+        .args(["--samples", "1", "--max-tokens", "1", "--out"])
+        .arg(&out)
+        .output()
+        .expect("run");
+    let stderr = text(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains("one picture only"), "{stderr}");
+    assert_eq!(Scales::load(&out).expect("scales").items, 1);
 }
 
 #[test]

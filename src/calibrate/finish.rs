@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use super::graphs::Observable;
 use super::record::{Phase, Record, Seen, parallel};
+use super::taps::Channels;
 use crate::quantize::{Distribution, GraphScales, Method, TensorScale};
 use crate::sync::lock;
 
@@ -30,7 +31,7 @@ pub fn finish(graph: &Observable, percentile: f64) -> (GraphScales, Vec<String>)
         let Some(mut scale) = found.and_then(|&i| lock(&scales[i]).clone()) else {
             continue;
         };
-        if !candidate.channels {
+        if candidate.channels == Channels::None {
             scale.channel_amax.clear();
         }
         if scale.min == scale.max {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use super::record::{Cancel, Phase, Record, Recorder, Shared};
-use super::taps::{Candidate, candidates, observed};
+use super::taps::{Candidate, Channels, candidates, observed};
 use crate::backend::{Backend, CpuBackend, Logits, Prefill, contract};
 use crate::cpu::{Observer, Session};
 use crate::error::Result;
@@ -53,8 +53,8 @@ impl Observable {
     /// What records its values.
     pub fn recorder(&self, shared: &Arc<Shared>, cancel: &Cancel) -> Box<dyn Observer> {
         let wants = |name: &String| {
-            let mut of_name = self.candidates.iter().filter(|c| c.observed == *name);
-            of_name.any(|c| c.channels)
+            let of_name = self.candidates.iter().filter(|c| c.observed == *name);
+            of_name.map(|c| c.channels).max().unwrap_or(Channels::None)
         };
         Box::new(Recorder {
             component: self.component,

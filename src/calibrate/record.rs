@@ -8,6 +8,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
+use super::taps::Channels;
 use crate::cpu::{Observed, Observer};
 use crate::error::{Error, Result};
 use crate::quantize::Histogram;
@@ -55,17 +56,22 @@ impl Seen {
         self.channels.iter().map(|&bits| f32::from_bits(bits))
     }
 
-    fn add(&mut self, value: &Observed<'_>, channels: bool) {
+    fn add(&mut self, value: &Observed<'_>, channels: Channels) {
         self.histogram.add(&value.data);
-        if !channels || value.n_channels == 0 {
+        let (n_channels, inner) = match (channels, &value.shape[..]) {
+            (Channels::Rows, [.., n]) => (*n, 1),
+            (Channels::Maps, [_, n, h, w]) => (*n, h * w),
+            _ => return,
+        };
+        if n_channels * inner == 0 {
             return;
         }
-        self.channels
-            .resize(self.channels.len().max(value.n_channels), 0);
-        for row in value.data.chunks_exact(value.n_channels) {
-            for (most, x) in self.channels.iter_mut().zip(row) {
+        self.channels.resize(self.channels.len().max(n_channels), 0);
+        for values in value.data.chunks_exact(n_channels * inner) {
+            for (most, values) in self.channels.iter_mut().zip(values.chunks_exact(inner)) {
                 // The bits of floats that are not negative are in the order of the floats.
-                *most = (*most).max(x.abs().to_bits());
+                let bits = values.iter().map(|x| x.abs().to_bits());
+                *most = bits.fold(*most, u32::max);
             }
         }
     }
@@ -136,8 +142,8 @@ pub struct Recorder {
     pub component: &'static str,
     /// Names of the observed values.
     pub names: Vec<String>,
-    /// For each: whether its channels are wanted.
-    pub channels: Vec<bool>,
+    /// For each: which of its channels are wanted.
+    pub channels: Vec<Channels>,
     /// Where it is recorded.
     pub record: Arc<Mutex<Record>>,
     /// What all recorders share.
@@ -210,4 +216,34 @@ pub fn parallel(n: usize, work: &(dyn Fn(usize) + Sync)) {
         }
         run();
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channels_of_maps_and_of_rows_are_apart() {
+        let data: Vec<f32> = (0..16)
+            .map(|i| if i % 2 == 0 { -i as f32 } else { 0.5 })
+            .collect();
+        let seen = |shape: &[usize], channels: Channels| {
+            let value = Observed {
+                tap: 0,
+                shape: shape.to_vec(),
+                data: data.as_slice().into(),
+            };
+            let mut seen = Seen::default();
+            seen.add(&value, channels);
+            assert_eq!(seen.histogram.n_values(), 16);
+            seen.channel_amax().collect::<Vec<f32>>()
+        };
+        assert_eq!(seen(&[2, 2, 2, 2], Channels::Maps), [10.0, 14.0]);
+        assert_eq!(seen(&[2, 2, 2, 2], Channels::Rows), [14.0, 0.5]);
+        assert_eq!(seen(&[4, 4], Channels::Rows), [12.0, 0.5, 14.0, 0.5]);
+        // Rows are no maps, and nothing has no channels.
+        assert!(seen(&[4, 4], Channels::Maps).is_empty());
+        assert!(seen(&[4, 4], Channels::None).is_empty());
+        assert!(seen(&[], Channels::Rows).is_empty());
+    }
 }

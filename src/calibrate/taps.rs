@@ -2,9 +2,9 @@
 //!
 //! | read by | observed |
 //! |---------|----------|
-//! | `Conv`, `MatMul`, `Gemm` with a constant weight | the activation; of rows times a weight each channel, too |
+//! | `Conv`, `MatMul`, `Gemm` with a constant weight | the activation, and each of its channels |
 //! | `MatMul` of two activations (attention) | both |
-//! | `Add` of two activations (residual) | both |
+//! | `Add` of two activations (residual) | both; of feature maps each channel, too |
 //!
 //! Left out is what does not come from pixels, embeddings or the cache: position tables, masks,
 //! and the sums of rotary embeddings, which are no residuals.
@@ -21,8 +21,19 @@ pub struct Candidate {
     /// The value that is observed for it: itself, or one with the same elements in another
     /// arrangement.
     pub observed: String,
-    /// Whether its channels (last axis) are wanted.
-    pub channels: bool,
+    /// Which of its channels are wanted.
+    pub channels: Channels,
+}
+
+/// The channels of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Channels {
+    /// None are wanted.
+    None,
+    /// Those of feature maps `[n, channels, h, w]`; values of less dimensions have none.
+    Maps,
+    /// Those of rows, the last axis.
+    Rows,
 }
 
 /// The candidates of a graph whose nodes stand in topological order, in that order.
@@ -38,7 +49,7 @@ pub fn candidates(graph: &GraphProto) -> Vec<Candidate> {
     for node in &graph.node {
         for (name, channels) in flow.read_by(node) {
             if let Some(&known) = index.get(name) {
-                found[known].channels |= channels;
+                found[known].channels = found[known].channels.max(channels);
                 continue;
             }
             index.insert(name.to_owned(), found.len());
@@ -49,7 +60,10 @@ pub fn candidates(graph: &GraphProto) -> Vec<Candidate> {
             });
         }
     }
-    for candidate in found.iter_mut().filter(|c| c.channels) {
+    for candidate in &mut found {
+        if candidate.channels == Channels::None {
+            continue;
+        }
         // Another arrangement has other channels.
         candidate.observed.clone_from(&candidate.name);
     }
@@ -71,20 +85,21 @@ struct Flow<'a> {
 }
 
 impl<'a> Flow<'a> {
-    /// The candidates among a node's inputs, and whether their channels are wanted.
-    fn read_by(&self, node: &'a NodeProto) -> Vec<(&'a str, bool)> {
+    /// The candidates among a node's inputs, and which channels of theirs are wanted.
+    fn read_by(&self, node: &'a NodeProto) -> Vec<(&'a str, Channels)> {
+        use Channels::{Maps, None as No, Rows};
         let [Some(a), Some(b)] = [0, 1].map(|i| node.input.get(i).map(String::as_str)) else {
             return Vec::new();
         };
         let of_interest = |name: &str| self.data.contains(name);
         let both = [a, b].map(|name| (name, self.constant.contains(name)));
         let mut wanted = match (node.op_type.as_str(), both) {
-            ("Conv", [_, (_, true)]) => vec![(a, false)],
-            ("MatMul" | "Gemm", [(_, false), (_, true)]) => vec![(a, true)],
-            ("MatMul" | "Gemm", [(_, true), (_, false)]) => vec![(b, false)],
-            ("MatMul", [(_, false), (_, false)]) => vec![(a, false), (b, false)],
+            ("Conv", [_, (_, true)]) => vec![(a, Maps)],
+            ("MatMul" | "Gemm", [(_, false), (_, true)]) => vec![(a, Rows)],
+            ("MatMul" | "Gemm", [(_, true), (_, false)]) => vec![(b, No)],
+            ("MatMul", [(_, false), (_, false)]) => vec![(a, No), (b, No)],
             ("Add", [(_, false), (_, false)]) if self.is_residual(a, b) => {
-                vec![(a, false), (b, false)]
+                vec![(a, Maps), (b, Maps)]
             }
             _ => Vec::new(),
         };
@@ -169,21 +184,22 @@ mod tests {
 
     #[test]
     fn candidates_are_what_linear_operators_attention_and_residuals_read() {
+        use Channels::{Maps, None as No, Rows};
         let found = candidates(&graph());
         let found: Vec<_> = found
             .iter()
             .map(|c| (c.name.as_str(), c.observed.as_str(), c.channels))
             .collect();
         let expected = [
-            ("x", "x", true),
-            ("turned", "turned", false),
-            ("k3", "k", false),
-            ("probs", "probs", false),
-            ("k2", "k", false),
-            ("o2", "o2", true),
-            ("biased", "biased", false),
-            ("r", "r", false),
-            ("y", "y", false),
+            ("x", "x", Rows),
+            ("turned", "turned", No),
+            ("k3", "k", No),
+            ("probs", "probs", No),
+            ("k2", "k", No),
+            ("o2", "o2", Rows),
+            ("biased", "biased", Maps),
+            ("r", "r", Maps),
+            ("y", "y", No),
         ];
         assert_eq!(found, expected);
     }

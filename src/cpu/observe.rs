@@ -22,8 +22,8 @@ pub const MAX_ALIVE: usize = 4;
 pub struct Observed<'a> {
     /// Which one: index into the names that were asked for.
     pub tap: usize,
-    /// Size of the last axis, 1 for a scalar.
-    pub n_channels: usize,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
     /// All elements, last axis innermost.
     pub data: Cow<'a, [f32]>,
 }
@@ -194,7 +194,7 @@ impl Watch {
             };
             observed.push(Observed {
                 tap,
-                n_channels: view.shape().last().copied().unwrap_or(1),
+                shape: view.shape().to_vec(),
                 data: view.to_slice(),
             });
         }

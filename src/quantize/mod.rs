@@ -20,12 +20,15 @@
 
 mod apply;
 mod blocks;
+mod groups;
 mod histogram;
 mod insert;
+mod maps;
 mod method;
 mod options;
 mod plan;
 mod ranges;
+mod rows;
 mod scales;
 mod smooth;
 mod weights;

@@ -48,8 +48,8 @@ pub struct TensorRange {
     pub min: f32,
     /// Largest value seen.
     pub max: f32,
-    /// Largest absolute value of each channel (last axis), for tensors that linear operators read;
-    /// else empty.
+    /// Largest absolute value of each channel, for feature maps (axis 1) and for tensors that linear
+    /// operators read (last axis); else empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub channel_amax: Vec<f32>,
 }

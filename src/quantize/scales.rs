@@ -86,7 +86,8 @@ pub struct TensorScale {
     pub values: u64,
     /// How many of them are exact zeros.
     pub zeros: u64,
-    /// Largest absolute value of each channel (last axis), for inputs of linear operators.
+    /// Largest absolute value of each channel, of feature maps (axis 1) and of what linear operators
+    /// read (last axis).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub channel_amax: Vec<f32>,
 }

@@ -11,21 +11,29 @@
 //! | `LayerNormalization` | its scale and bias |
 //! | `Mul` of two activations (`silu(gate) · up`), one of them a product with a stored weight | the columns of that weight, and its bias |
 //!
+//! | `Conv` | its filters and their bias |
+//! | `Mul` of a map and a constant, also as an operand of a gate (both forms of GELU) | the constant |
+//! | `Add` of two maps | what makes each: they have the same factors |
+//!
 //! through a `Gather` of rows, too. `s = max|x|^α / max|W|^(1-α)`, per channel. The range of a divided
 //! tensor is that of its largest channel, whatever method chose ranges: what the others cut off has
-//! gone.
+//! gone. For maps α is half way between the α of rows and 1: the weight of a depthwise convolution has
+//! a scale for each channel anyway, and loses nothing.
 //!
 //! Source: Xiao et al., "SmoothQuant", arXiv 2211.10438, equation 4, and its α of 0.5. There the
-//! products of gated units are not smoothed.
+//! products of gated units are not smoothed. Convolutions: Nagel et al., arXiv 1906.04721, whose ranges
+//! of activations are guessed from weights and here observed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use super::groups::{Group, Layout, Source, groups};
 use super::ranges::GraphRanges;
+use super::rows;
 use super::weights::{Factors, each_row, scaled};
 use crate::error::Result;
-use crate::onnx::proto::{GraphProto, NodeProto, TensorProto};
-use crate::onnx::{DataType, Names, OnnxModel};
+use crate::onnx::proto::TensorProto;
+use crate::onnx::{Names, OnnxModel};
 
 /// The usual α: as much moves to the weights as stays.
 pub const USUAL_ALPHA: f32 = 0.5;
@@ -48,21 +56,40 @@ pub(super) fn smooth(model: &mut OnnxModel, ranges: &GraphRanges, alpha: f32) ->
     let mut smoothed = Smoothed::default();
     let path = model.path().to_path_buf();
     let cancel = model.cancel();
-    let groups = find(model.graph());
-    for group in groups {
+    for group in groups(model.graph()) {
         cancel.check()?;
-        let amax = ranges.tensors.get(&group.tensor).map(|r| &r.channel_amax);
-        let Some(amax) = amax.filter(|amax| amax.len() == group.channels) else {
+        let Some(amax) = observed(&group, ranges) else {
             continue;
         };
-        let of_weights = row_amax(&model.graph().constants(), &group, &path)?;
-        let factors = factors(amax, &of_weights, alpha);
-        let most = amax.iter().zip(&factors).map(|(amax, s)| amax / s);
-        let most = most.fold(0f32, f32::max);
-        smoothed.amax.insert(group.tensor.clone(), most);
-        apply(model, &group, factors, &mut smoothed.factors, &path)?;
+        let of_weights = reader_amax(&model.graph().constants(), &group, &path)?;
+        let alpha = match group.inner_dims {
+            0 => alpha,
+            _ => (1.0 + alpha) / 2.0,
+        };
+        let largest = |channel: usize| amax.values().fold(0f32, |most, of| most.max(of[channel]));
+        let all: Vec<f32> = (0..group.channels).map(largest).collect();
+        let factors = factors(&all, &of_weights, alpha);
+        for (tensor, amax) in amax {
+            let divided = amax.iter().zip(&factors).map(|(amax, s)| amax / s);
+            let most = divided.fold(0f32, f32::max);
+            smoothed.amax.insert(tensor.to_owned(), most);
+        }
+        apply(model, &group, &factors, &mut smoothed.factors, &path)?;
     }
     Ok(smoothed)
+}
+
+/// Largest absolute values of the channels of a group's tensors; `None` if any of them has none, so
+/// that its range then would not be known. Values that have no range are nowhere quantized.
+fn observed<'a>(group: &'a Group, ranges: &'a GraphRanges) -> Option<BTreeMap<&'a str, &'a [f32]>> {
+    let mut amax = BTreeMap::new();
+    for tensor in &group.tensors {
+        if let Some(range) = ranges.tensors.get(tensor) {
+            let fits = range.channel_amax.len() == group.channels;
+            amax.insert(tensor.as_str(), fits.then_some(&range.channel_amax[..])?);
+        }
+    }
+    (!amax.is_empty()).then_some(amax)
 }
 
 /// Multiplies weights with the factors that are left in `factors`, in place of what reads them.
@@ -97,9 +124,9 @@ pub fn balance(model: &mut OnnxModel) -> Result<usize> {
     let path = model.path().to_path_buf();
     let cancel = model.cancel();
     let mut of_weights = HashMap::new();
-    for group in find(model.graph()) {
+    for group in rows::find(model.graph()) {
         cancel.check()?;
-        let Source::Columns { weight, .. } = &group.source else {
+        let [Source::Weight { weight, .. }] = &group.sources[..] else {
             continue;
         };
         let constants = model.graph().constants();
@@ -109,7 +136,7 @@ pub fn balance(model: &mut OnnxModel) -> Result<usize> {
                 *most = most.max(value.abs());
             }
         })?;
-        let read = row_amax(&constants, &group, &path)?;
+        let read = reader_amax(&constants, &group, &path)?;
         let mut factors = factors(&made, &read, 0.5);
         let far = |s: &f32| *s > BALANCED || *s < 1.0 / BALANCED;
         if !factors.iter().any(far) {
@@ -118,7 +145,7 @@ pub fn balance(model: &mut OnnxModel) -> Result<usize> {
         for s in &mut factors {
             *s = if far(s) { s.log2().round().exp2() } else { 1.0 };
         }
-        apply(model, &group, factors, &mut of_weights, &path)?;
+        apply(model, &group, &factors, &mut of_weights, &path)?;
     }
     let n_changed = of_weights
         .values()
@@ -128,198 +155,52 @@ pub fn balance(model: &mut OnnxModel) -> Result<usize> {
     Ok(n_changed)
 }
 
-/// Largest absolute value of each row of the weights that read a tensor.
-fn row_amax(
+/// Largest absolute value of the weights that meet each channel.
+fn reader_amax(
     constants: &HashMap<&str, &TensorProto>,
     group: &Group,
     path: &Path,
 ) -> Result<Vec<f32>> {
     let mut amax = vec![0f32; group.channels];
-    for weight in &group.weights {
-        each_row(constants[weight.as_str()], None, path, |row, _, values| {
-            let most = values.iter().fold(0f32, |most, v| most.max(v.abs()));
-            amax[row] = amax[row].max(most);
+    for reader in &group.readers {
+        let weight = constants[reader.weight.as_str()];
+        each_row(weight, None, path, |row, col, values| {
+            for (i, value) in values.iter().enumerate() {
+                let most = &mut amax[reader.layout.channel(row, col + i)];
+                *most = most.max(value.abs());
+            }
         })?;
     }
     Ok(amax)
 }
 
-/// Divides what makes the tensor of a group, and notes the factors of the weights that read it.
+/// Divides what makes the tensors of a group, and notes the factors of the weights that read them.
 fn apply(
     model: &mut OnnxModel,
     group: &Group,
-    factors: Vec<f32>,
+    factors: &[f32],
     of_weights: &mut HashMap<String, Factors>,
     path: &Path,
 ) -> Result<()> {
+    for reader in &group.readers {
+        let entry = of_weights.entry(reader.weight.clone()).or_default();
+        match reader.layout {
+            Layout::Rows => entry.multiply_rows(factors),
+            Layout::Columns { inner } => entry.multiply_cols(&repeated(factors, inner)),
+            Layout::Depthwise { outputs } => entry.multiply_rows(&repeated(factors, outputs)),
+        }
+    }
     let inverse: Vec<f32> = factors.iter().map(|s| 1.0 / s).collect();
-    for weight in &group.weights {
-        let entry = of_weights.entry(weight.clone()).or_default();
-        entry.rows = Some(factors.clone());
+    for source in &group.sources {
+        divide(model, source, group.inner_dims, &inverse, of_weights, path)?;
     }
-    divide(model, &group.source, inverse, of_weights, path)
+    Ok(())
 }
 
-/// A tensor that linear operators alone read, and what can be divided to divide it.
-struct Group {
-    tensor: String,
-    channels: usize,
-    /// Weights `[d, n]` of its readers.
-    weights: Vec<String>,
-    source: Source,
-}
-
-/// What makes a tensor.
-enum Source {
-    /// Constants `[d]` that node `node` reads at `inputs`.
-    Vectors { node: usize, inputs: Vec<usize> },
-    /// Columns of a weight, and a bias that node `node` reads at input `input`.
-    Columns {
-        weight: String,
-        bias: Option<(usize, usize)>,
-    },
-}
-
-fn find(graph: &GraphProto) -> Vec<Group> {
-    let search = Search {
-        graph,
-        constants: graph.constants(),
-        consumers: graph.consumers(),
-        producers: graph.producers(),
-        outputs: graph.output.iter().map(|o| o.name.as_str()).collect(),
-    };
-    let mut seen = HashSet::new();
-    let mut groups = Vec::new();
-    for node in &graph.node {
-        if let Some((tensor, _)) = search.linear(node)
-            && seen.insert(tensor)
-            && let Some(group) = search.group(tensor)
-        {
-            groups.push(group);
-        }
-    }
-    groups
-}
-
-struct Search<'a> {
-    graph: &'a GraphProto,
-    constants: HashMap<&'a str, &'a TensorProto>,
-    consumers: HashMap<&'a str, Vec<usize>>,
-    producers: HashMap<&'a str, usize>,
-    outputs: HashSet<&'a str>,
-}
-
-impl<'a> Search<'a> {
-    /// The activation and the weight of a `MatMul` whose weight nothing else reads.
-    fn linear(&self, node: &'a NodeProto) -> Option<(&'a str, &'a TensorProto)> {
-        let [activation, weight] = &node.input[..] else {
-            return None;
-        };
-        let weight = self.constants.get(weight.as_str())?;
-        let float = matches!(weight.dtype(), Ok(DataType::F32 | DataType::F16));
-        let plain = node.op_type == "MatMul" && node.domain.is_empty();
-        let fits = plain && float && weight.dims.len() == 2 && weight.raw_data.is_some();
-        let own = self.consumers.get(weight.name.as_str()).map_or(0, Vec::len) == 1;
-        (fits && own && !self.constants.contains_key(activation.as_str()))
-            .then_some((activation, weight))
-    }
-
-    fn group(&self, tensor: &'a str) -> Option<Group> {
-        if self.outputs.contains(tensor) {
-            return None;
-        }
-        let mut weights = Vec::new();
-        for &reader in self.consumers.get(tensor)? {
-            let (read, weight) = self.linear(&self.graph.node[reader])?;
-            (read == tensor).then_some(())?;
-            weights.push(weight);
-        }
-        let channels = usize::try_from(weights.first()?.dims[0]).ok()?;
-        Some(Group {
-            tensor: tensor.to_owned(),
-            channels,
-            source: self.source(tensor, channels)?,
-            weights: weights.iter().map(|w| w.name.clone()).collect(),
-        })
-    }
-
-    fn source(&self, tensor: &'a str, channels: usize) -> Option<Source> {
-        let index = *self.producers.get(tensor)?;
-        let node = &self.graph.node[index];
-        let vectors = |inputs: &[usize]| {
-            let vector = |&input: &usize| self.is_vector(node.input.get(input)?, channels);
-            let inputs: Vec<usize> = inputs
-                .iter()
-                .copied()
-                .filter(|input| vector(input).is_some())
-                .collect();
-            (!inputs.is_empty()).then_some(Source::Vectors {
-                node: index,
-                inputs,
-            })
-        };
-        match node.op_type.as_str() {
-            // Rows of a three-dimensional value; its last axis are the channels.
-            "Gather" if (0..2).contains(&node.attr("axis").and_then(|a| a.i).unwrap_or(0)) => {
-                let from = node.input.first()?;
-                self.read_once(from).then(|| self.source(from, channels))?
-            }
-            "LayerNormalization" if node.attr("axis").is_none_or(|a| a.i == Some(-1)) => {
-                let found = vectors(&[1, 2])?;
-                let n_constant = node.input.iter().skip(1).filter(|n| !n.is_empty()).count();
-                matches!(&found, Source::Vectors { inputs, .. } if inputs.len() == n_constant)
-                    .then_some(found)
-            }
-            "Mul" => match vectors(&[0, 1]) {
-                Some(Source::Vectors { inputs, .. }) if inputs.len() > 1 => None,
-                Some(found) => Some(found),
-                // The last factor is the one that is not behind an activation function.
-                None => (node.input.iter().rev()).find_map(|name| self.columns(name, channels)),
-            },
-            _ => None,
-        }
-    }
-
-    /// The stored weight that makes a value, with its bias.
-    fn columns(&self, value: &'a str, channels: usize) -> Option<Source> {
-        if !self.read_once(value) {
-            return None;
-        }
-        let index = *self.producers.get(value)?;
-        let node = &self.graph.node[index];
-        if node.op_type == "Add" {
-            let at = (0..2).find(|&i| {
-                let name = node.input.get(i);
-                name.is_some_and(|name| self.is_vector(name, channels).is_some())
-            })?;
-            let product = node.input.get(1 - at)?;
-            return match self.columns(product, channels)? {
-                Source::Columns { weight, bias: None } => Some(Source::Columns {
-                    weight,
-                    bias: Some((index, at)),
-                }),
-                _ => None,
-            };
-        }
-        let (_, weight) = self.linear(node)?;
-        (weight.dims[1] == channels as i64).then(|| Source::Columns {
-            weight: weight.name.clone(),
-            bias: None,
-        })
-    }
-
-    fn read_once(&self, value: &str) -> bool {
-        self.consumers.get(value).map_or(0, Vec::len) == 1 && !self.outputs.contains(value)
-    }
-
-    /// A stored vector with an element for each channel.
-    fn is_vector(&self, name: &str, channels: usize) -> Option<()> {
-        let tensor = self.constants.get(name)?;
-        let float = matches!(tensor.dtype(), Ok(DataType::F32 | DataType::F16));
-        let n: i64 = tensor.dims.iter().product();
-        let fits = tensor.dims.last() == Some(&(channels as i64)) && n == channels as i64;
-        (float && fits).then_some(())
-    }
+/// Each element `n` times.
+fn repeated(factors: &[f32], n: usize) -> Vec<f32> {
+    let each = factors.iter().flat_map(|&s| std::iter::repeat_n(s, n));
+    each.collect()
 }
 
 /// The factors of all channels, of the largest absolute values of activations and weights.
@@ -339,11 +220,13 @@ fn factors(amax: &[f32], of_weights: &[f32], alpha: f32) -> Vec<f32> {
         .collect()
 }
 
-/// Multiplies what makes a tensor with `inverse`.
+/// Multiplies what makes a tensor with `inverse`, the channels of which have `inner_dims` dimensions
+/// behind them.
 fn divide(
     model: &mut OnnxModel,
     source: &Source,
-    inverse: Vec<f32>,
+    inner_dims: usize,
+    inverse: &[f32],
     factors: &mut HashMap<String, Factors>,
     path: &Path,
 ) -> Result<()> {
@@ -352,10 +235,20 @@ fn divide(
         let name = graph.node[node].input[input].clone();
         let constant = graph.constants()[name.as_str()];
         let values = constant.to_f32(path)?;
-        let values: Vec<f32> = values.iter().zip(&inverse).map(|(v, s)| v * s).collect();
+        let (values, dims) = match values[..] {
+            [single] if inverse.len() > 1 => {
+                let mut dims = vec![1; inner_dims + 1];
+                dims[0] = inverse.len() as i64;
+                (inverse.iter().map(|s| single * s).collect(), dims)
+            }
+            _ => {
+                let products = values.iter().zip(inverse).map(|(v, s)| v * s);
+                (products.collect::<Vec<f32>>(), constant.dims.clone())
+            }
+        };
         // Others may read the same constant.
         let fresh = Names::of(graph).fresh(&format!("{name}/smoothed"));
-        let made = TensorProto::from_f32(&fresh, &constant.dims, &values);
+        let made = TensorProto::from_f32(&fresh, &dims, &values);
         graph.initializer.push(made);
         graph.node[node].input[input] = fresh;
         Ok(())
@@ -366,11 +259,19 @@ fn divide(
                 multiply(*node, input)?;
             }
         }
-        Source::Columns { weight, bias } => {
+        Source::Weight {
+            weight,
+            filters,
+            bias,
+        } => {
             if let Some((node, input)) = *bias {
                 multiply(node, input)?;
             }
-            factors.entry(weight.clone()).or_default().cols = Some(inverse);
+            let entry = factors.entry(weight.clone()).or_default();
+            match filters {
+                true => entry.multiply_rows(inverse),
+                false => entry.multiply_cols(inverse),
+            }
         }
     }
     Ok(())

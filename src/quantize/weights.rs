@@ -48,17 +48,37 @@ pub struct Codes {
     pub n_clamped: usize,
 }
 
-/// Factors of the rows (axis 0) and columns (axis 1) of a matrix; `None` is all ones.
+/// Factors of the rows (axis 0) of a weight, and of the elements of a row (all other axes, flat);
+/// `None` is all ones.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Factors {
     /// One a row.
     pub rows: Option<Vec<f32>>,
-    /// One a column.
+    /// One an element of a row.
     pub cols: Option<Vec<f32>>,
 }
 
+impl Factors {
+    /// Multiplies the rows with further factors.
+    pub(super) fn multiply_rows(&mut self, factors: &[f32]) {
+        multiply(&mut self.rows, factors);
+    }
+
+    /// Multiplies the elements of each row with further factors.
+    pub(super) fn multiply_cols(&mut self, factors: &[f32]) {
+        multiply(&mut self.cols, factors);
+    }
+}
+
+fn multiply(all: &mut Option<Vec<f32>>, factors: &[f32]) {
+    match all {
+        Some(all) => all.iter_mut().zip(factors).for_each(|(s, f)| *s *= f),
+        None => *all = Some(factors.to_vec()),
+    }
+}
+
 /// Quantizes a weight times `factors` with a scale for each index along `axis`: 0, or 1 of a
-/// matrix. Factors are of matrices only.
+/// matrix.
 ///
 /// # Errors
 /// [`Error::Malformed`] naming a weight whose bytes do not fit its shape, or that has values that
