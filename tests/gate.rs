@@ -94,13 +94,14 @@ fn damaged_scale_is_found_left_in_fp16_and_reported() {
     let stderr = text(&output.stderr);
     assert!(output.status.success(), "{stderr}");
     assert!(
-        stderr.contains("6 of 6 with 1 layers left in FP16"),
+        stderr.contains("6 of 6 with 0 layers left in FP16, 1 in INT8 weights"),
         "{stderr}"
     );
 
     let manifest = json(out.join("manifest.json"));
     let accuracy = &manifest["quantization"]["accuracy"];
-    assert_eq!(accuracy["kept"], serde_json::json!([node]));
+    assert_eq!(accuracy["kept"], serde_json::json!([]));
+    assert_eq!(accuracy["weights_only"], serde_json::json!([node]));
     assert_eq!(
         (&accuracy["items"], &accuracy["after"]),
         (&6.into(), &1.0.into())
@@ -113,7 +114,7 @@ fn damaged_scale_is_found_left_in_fp16_and_reported() {
     assert_eq!(manifest["quantization"]["speed"], "unverified");
 
     let report = json(out.join("reports/accuracy.json"));
-    assert_eq!(report["kept"][0]["nodes"][0], node);
+    assert_eq!(report["weights_only"][0]["nodes"][0], node);
     assert_eq!(report["max_drop"], 15.0);
     let [before, after] = ["expected_before", "expected_after"].map(|key| report[key].as_f64());
     assert!(before < after && after < Some(1.0), "{before:?} {after:?}");
@@ -125,13 +126,12 @@ fn damaged_scale_is_found_left_in_fp16_and_reported() {
     let vision = layers.iter().filter(|l| l["component"] == "vision");
     assert!(vision.clone().count() > 20 && vision.clone().all(|l| l["features"].is_object()));
     let svg = std::fs::read_to_string(out.join("reports/sensitivity.svg")).expect("SVG");
-    assert!(svg.starts_with("<svg ") && svg.contains("left in FP16"));
-    let kept = json(out.join("reports/quantization.json"));
-    let kept = kept["decoder"]["kept"].as_array().expect("kept");
-    assert!(
-        kept.iter()
-            .any(|k| k["node"] == node && k["reason"] == "excluded")
-    );
+    assert!(svg.starts_with("<svg ") && svg.contains("weights only"));
+    let report = json(out.join("reports/quantization.json"));
+    let decoder = &report["decoder"];
+    assert_eq!(decoder["weights_only"], serde_json::json!([node]));
+    let quantized = decoder["quantized"].as_array().expect("quantized");
+    assert!(quantized.iter().any(|label| *label == node));
 }
 
 #[test]

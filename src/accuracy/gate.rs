@@ -10,11 +10,12 @@ use super::search::search;
 use super::sensitivity::{LayerError, Sensitivity, Steps, default_items, sensitivity};
 use super::subject::{Choice, Subject};
 use crate::backend::CpuBackend;
-use crate::build::{ComponentKind, Nodes};
+use crate::build::{ComponentKind, LeftOut, Nodes};
 use crate::error::{Error, Result};
 use crate::eval::{EvalOptions, Progress, Share, evaluate};
 use crate::items::{Item, spread};
 use crate::pipeline::{Ask, Pipeline};
+use crate::quantize::Scheme;
 use crate::sync::lock;
 
 /// Percent of answers that are expected to differ, below which the measurement of some hundred
@@ -48,9 +49,9 @@ pub enum GateStep {
     Reference(Progress),
     /// Layers are judged.
     Layers(Steps),
-    /// The quantized model answers the items, with so many layers left in FP16.
+    /// The quantized model answers the items, with so many layers left out.
     Trial {
-        /// Layers left in FP16.
+        /// Layers that read floats, or are wholly left in FP16.
         left_out: usize,
         /// How far it is.
         progress: Progress,
@@ -76,23 +77,60 @@ pub struct GateReport {
     pub engine: String,
     /// Answers with the reference's ids, everything quantized.
     pub before: Share,
-    /// The same with what is left in FP16.
+    /// The same with what is left out.
     pub after: Share,
+    /// Answers that differ then, and part from the reference's where its two best tokens are closer than
+    /// FP16 tells apart: they do not count.
+    pub near_ties: usize,
     /// Share of the answers to any such items that is expected to have the reference's ids, by the
     /// margins of tokens, everything quantized.
     pub expected_before: f64,
-    /// The same with what is left in FP16.
+    /// The same with what is left out.
     pub expected_after: f64,
     /// Layers left in FP16, the worst first.
     pub kept: Vec<LayerError>,
+    /// Layers of linear operators that read FP16 and have integer weights, the worst first.
+    pub weights_only: Vec<LayerError>,
     /// Measurements that it took.
     pub trials: usize,
 }
 
 impl GateReport {
-    /// The nodes that are left in FP16.
-    pub fn nodes(&self) -> Nodes {
-        nodes_of(&self.kept)
+    /// The nodes that are left out.
+    pub fn left_out(&self) -> LeftOut {
+        LeftOut {
+            whole: nodes_of(&self.kept),
+            activations: nodes_of(&self.weights_only),
+        }
+    }
+}
+
+/// How layers are left out of integers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Linear operators keep their integer weights, which are most of what a decoder reads; others are
+    /// left in FP16.
+    Activations,
+    /// All are left in FP16.
+    Whole,
+}
+
+impl Way {
+    /// The layers of these ranks, apart: those left in FP16, and those that read it.
+    fn split(self, layers: &[LayerError], ranks: &BTreeSet<usize>) -> [Vec<LayerError>; 2] {
+        let is_linear = |op: &String| op == "MatMul" || op == "Gemm";
+        let keeps_weights = |layer: &LayerError| match self {
+            Self::Activations => layer.ops.iter().all(is_linear),
+            Self::Whole => false,
+        };
+        let chosen = ranks.iter().map(|&rank| layers[rank].clone());
+        let (weights_only, whole) = chosen.partition(keeps_weights);
+        [whole, weights_only]
+    }
+
+    fn left_out(self, layers: &[LayerError], ranks: &BTreeSet<usize>) -> LeftOut {
+        let [whole, activations] = self.split(layers, ranks).map(|of| nodes_of(&of));
+        LeftOut { whole, activations }
     }
 }
 
@@ -115,6 +153,8 @@ fn nodes_of<'a>(layers: impl IntoIterator<Item = &'a LayerError>) -> Nodes {
 struct Trial {
     /// Answers that are the reference's.
     same: Share,
+    /// Answers that are not, and part from the reference's at a near tie.
+    ties: usize,
     /// Share of any answers that is expected to be.
     expected: f64,
 }
@@ -122,13 +162,18 @@ struct Trial {
 impl Trial {
     fn holds(&self, max_drop: f64) -> bool {
         let at_most = |drop: f64, share: f64| 100.0 * (1.0 - share) <= drop + 1e-9;
-        at_most(max_drop, self.same.share) && at_most(max_drop.max(NOTHING), self.expected)
+        // What FP16 would decide by chance says nothing of integers.
+        let same = Share::new(self.same.hits + self.ties, self.same.of);
+        at_most(max_drop, same.share) && at_most(max_drop.max(NOTHING), self.expected)
     }
 }
 
-/// Compares the quantized model's answers with the model's own on `items`, and leaves layers in
-/// FP16, the worst first, until no more differ than are allowed, and no more are expected to
-/// differ on other items: by how much the margins of tokens are shifted.
+/// Compares the quantized model's answers with the model's own on `items`, and leaves layers out,
+/// the worst first, until no more differ than are allowed, and no more are expected to differ on
+/// other items: by how much the margins of tokens are shifted.
+///
+/// Answers that part at near ties do not count. What is left out of linear operators are their activations, of others everything; if that is not
+/// enough with all layers, everything of the worst, whatever they are.
 ///
 /// Items whose picture cannot be read are passed over.
 ///
@@ -160,7 +205,7 @@ pub fn prove(
         n => Some(judge(n, on_step)?),
     };
     let mut trials = 0;
-    let mut measure = |nodes: &Nodes, left_out: usize, on_step: &mut dyn FnMut(GateStep)| {
+    let mut measure = |nodes: &LeftOut, left_out: usize, on_step: &mut dyn FnMut(GateStep)| {
         trials += 1;
         let backend = subject.backend(Choice::Except(nodes))?;
         let trial = ask_all(subject, backend, &heard, &items, options, &mut |progress| {
@@ -168,8 +213,8 @@ pub fn prove(
         })?;
         Ok::<_, Error>((trial.holds(options.max_drop), trial))
     };
-    let (holds, before) = measure(&Nodes::new(), 0, on_step)?;
-    let (mut after, mut kept) = (before, Vec::new());
+    let (holds, before) = measure(&LeftOut::default(), 0, on_step)?;
+    let (mut after, mut kept, mut weights_only) = (before, Vec::new(), Vec::new());
     if !holds {
         // Which layers are to blame has to be known then, asked for or not.
         let judged = match found.take() {
@@ -177,20 +222,24 @@ pub fn prove(
             None => judge(default_items(subject.model)?, on_step)?,
         };
         let layers = &judged.layers;
-        let nodes = |ranks: &BTreeSet<usize>| nodes_of(ranks.iter().map(|&rank| &layers[rank]));
-        let (best, _) = search(layers.len(), &mut |ranks| match ranks.is_empty() {
-            true => Ok((false, before)),
-            false => measure(&nodes(ranks), ranks.len(), on_step),
-        })?;
-        if !best.holds {
-            return Err(missed(best.value, options.max_drop));
+        let ways = match subject.quantization.options.scheme {
+            Scheme::Int8 => &[Way::Activations, Way::Whole][..],
+            Scheme::Int8Weights | Scheme::Int4Weights => &[Way::Whole],
+        };
+        for &way in ways {
+            let (best, _) = search(layers.len(), &mut |ranks| match ranks.is_empty() {
+                true => Ok((false, before)),
+                false => measure(&way.left_out(layers, ranks), ranks.len(), on_step),
+            })?;
+            after = best.value;
+            if best.holds {
+                [kept, weights_only] = way.split(layers, &best.left_out);
+                break;
+            }
         }
-        after = best.value;
-        kept = best
-            .left_out
-            .iter()
-            .map(|&rank| layers[rank].clone())
-            .collect();
+        if kept.is_empty() && weights_only.is_empty() {
+            return Err(missed(after, options.max_drop));
+        }
         found = Some(judged);
     }
     Ok(Proof {
@@ -199,9 +248,11 @@ pub fn prove(
             engine: engine(),
             before: before.same,
             after: after.same,
+            near_ties: after.ties,
             expected_before: rounded(before.expected),
             expected_after: rounded(after.expected),
             kept,
+            weights_only,
             trials,
         },
         sensitivity: found,
@@ -281,9 +332,14 @@ fn ask_all(
         let reason = "could be read before the measurement, and cannot any more";
         return Err(Error::malformed(missing, reason));
     }
-    let agreements = outcome.outcomes.iter().filter_map(|o| o.agreement.as_ref());
+    let agreements = outcome.outcomes.iter().map(|o| o.agreement.as_ref());
+    let agreements = agreements.enumerate().filter_map(|(i, a)| Some((i, a?)));
+    let ties = agreements.clone().filter(|(answer, agreement)| {
+        !agreement.agrees && reference.is_tie(*answer, agreement.n_equal)
+    });
     Ok(Trial {
-        same: Share::of(agreements.map(|agreement| agreement.agrees)),
+        ties: ties.count(),
+        same: Share::of(agreements.map(|(_, agreement)| agreement.agrees)),
         expected: 1.0 - reference.expected(&lock(&heard).shifts),
     })
 }
@@ -336,17 +392,24 @@ mod tests {
 
     #[test]
     fn trial_holds_if_neither_what_differs_nor_what_is_expected_to_is_too_much() {
-        let holds = |hits, expected, max_drop| {
+        let of_ties = |hits, ties, expected, max_drop| {
             let same = Share::new(hits, 100);
-            Trial { same, expected }.holds(max_drop)
+            let trial = Trial {
+                same,
+                ties,
+                expected,
+            };
+            trial.holds(max_drop)
         };
+        let holds = |hits, expected, max_drop| of_ties(hits, 0, expected, max_drop);
+        assert!(of_ties(97, 2, 0.99, 1.0) && !of_ties(97, 1, 0.99, 1.0));
         assert!(holds(99, 0.99, 1.0) && !holds(98, 0.99, 1.0) && !holds(100, 0.98, 1.0));
         // Less than half a percent is not told from none.
         assert!(holds(100, 0.996, 0.0) && !holds(99, 1.0, 0.0) && !holds(100, 0.99, 0.0));
     }
 
     #[test]
-    fn damaged_layer_alone_is_left_in_fp16() {
+    fn damaged_layer_alone_reads_floats() {
         let (model, items) = (model(), items(6));
         let healthy = int8(scales());
         let kind = ComponentKind::Decoder;
@@ -355,7 +418,9 @@ mod tests {
         let subject = subject(&model, &damaged);
         let mut seen = Vec::new();
         let proof = prove(&subject, &items, &OPTIONS, &mut |step| seen.push(step)).expect("proof");
-        assert_eq!(proof.gate.nodes(), [(kind, [node].into())].into());
+        let left_out = proof.gate.left_out();
+        assert_eq!(left_out.activations, [(kind, [node].into())].into());
+        assert!(left_out.whole.is_empty());
         assert!(proof.gate.before.share < 0.99 && proof.gate.after.share == 1.0);
         assert_eq!(proof.gate.after.of, 6);
         assert_eq!(proof.gate.trials, 2);
@@ -380,7 +445,9 @@ mod tests {
         };
         let subject = subject(&model, &quantization);
         let proof = prove(&subject, &items, &options, &mut |_| {}).expect("proof");
-        assert!(proof.gate.kept.is_empty() && proof.sensitivity.is_none());
+        let gate = &proof.gate;
+        assert!(gate.kept.is_empty() && gate.weights_only.is_empty());
+        assert!(proof.sensitivity.is_none());
         assert_eq!(
             (proof.gate.before, proof.gate.trials),
             (proof.gate.after, 1)

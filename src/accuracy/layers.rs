@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::subject::{Choice, Subject};
-use crate::build::{ComponentKind, Nodes};
+use crate::build::{ComponentKind, LeftOut};
 use crate::cpu::{Cut, Stretches, Values, cut};
 use crate::error::Result;
 use crate::onnx::OnnxModel;
@@ -61,7 +61,7 @@ impl Layers {
     /// Those of reading, quantizing and the engine.
     pub fn load(subject: &Subject<'_>, kind: ComponentKind, output: &str) -> Result<Self> {
         let mut reference = subject.graph(kind, Choice::Nothing)?.graph;
-        let quantized = subject.graph(kind, Choice::Except(&Nodes::new()))?;
+        let quantized = subject.graph(kind, Choice::Except(&LeftOut::default()))?;
         let labels = quantized.report.map(|report| report.quantized);
         let mut quantized = quantized.graph;
         for graph in [&mut reference, &mut quantized] {

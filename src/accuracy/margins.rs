@@ -28,6 +28,8 @@ pub struct Place {
     best: u32,
     second: u32,
     margin: f32,
+    /// The logit of the best.
+    logit: f32,
 }
 
 /// What was heard of some answers, token by token.
@@ -106,7 +108,13 @@ impl Place {
             best: best as u32,
             second: second as u32,
             margin: logits[best] - logits[second],
+            logit: logits[best],
         })
+    }
+
+    /// True if FP16, which tells numbers apart to one part in 1024, hardly tells which is the best.
+    fn is_tie(&self) -> bool {
+        self.margin < self.logit.abs() / 1024.0
     }
 
     /// How much larger the margin is by other logits.
@@ -117,6 +125,12 @@ impl Place {
 }
 
 impl Heard {
+    /// True if token `token` of answer `answer` might as well have been another one.
+    pub fn is_tie(&self, answer: usize, token: usize) -> bool {
+        let place = self.places.get(answer).and_then(|places| places.get(token));
+        place.is_some_and(Place::is_tie)
+    }
+
     /// The share of answers to expect that would be other ones if margins were shifted as
     /// `shifts` says; 0 if nothing was heard. Shifts that are no numbers are larger than any margin.
     pub fn expected(&self, shifts: &[f32]) -> f64 {
@@ -186,6 +200,7 @@ mod tests {
             best: 0,
             second: 1,
             margin,
+            logit: 16.0,
         };
         Heard {
             places: answers
@@ -215,6 +230,14 @@ mod tests {
         assert_eq!(place.shift(&[9.0, 3.0, 0.0, 3.5]), -1.5);
         assert!(place.shift(&[1.0]).is_nan());
         assert_eq!(Place::of(&[1.0]), None);
+    }
+
+    #[test]
+    fn ties_are_closer_than_fp16_tells_apart_at_the_size_of_the_logit() {
+        let heard = heard(&[&[1.0, 0.0155, 0.0157], &[0.0]]);
+        let ties = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (2, 0)];
+        let found = ties.map(|(answer, token)| heard.is_tie(answer, token));
+        assert_eq!(found, [false, true, false, false, true, false]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::sensitivity::{LayerError, Sensitivity};
-use crate::build::{ComponentKind, Nodes};
+use crate::build::{ComponentKind, LeftOut, Nodes};
 use crate::svg::{self, GREY, INK, LINES, text};
 
 /// Layers that are drawn.
@@ -30,12 +30,13 @@ const FLOOR_DB: f64 = -20.0;
 const VISION: &str = "#2a6fbb";
 const DECODER: &str = "#12876f";
 const KEPT: &str = "#c8502d";
+const WEIGHTS_ONLY: &str = "#d9a02b";
 
-/// Draws the layers of `found` as SVG; `kept` are the nodes that stay in FP16.
+/// Draws the layers of `found` as SVG, those that are left out in colours of their own.
 ///
 /// A bar is as long as the signal-to-noise ratio at the logits when only that layer is quantized, a
 /// ring stands at that of the layer's own output.
-pub fn plot(found: &Sensitivity, model: &str, kept: &Nodes) -> String {
+pub fn plot(found: &Sensitivity, model: &str, left_out: &LeftOut) -> String {
     let rows = &found.layers[..found.layers.len().min(ROWS)];
     let ratios = rows.iter().flat_map(|layer| {
         let own = layer.output.and_then(|m| m.sqnr_db);
@@ -63,7 +64,7 @@ pub fn plot(found: &Sensitivity, model: &str, kept: &Nodes) -> String {
         found.items, found.tokens
     );
     svg::title(&mut svg, &title, &subtitle);
-    legend(&mut svg, kept);
+    legend(&mut svg, left_out);
 
     for db in axis.ticks() {
         let x = axis.x(db);
@@ -83,10 +84,8 @@ pub fn plot(found: &Sensitivity, model: &str, kept: &Nodes) -> String {
         "dB: more is better",
     );
     for (index, layer) in rows.iter().enumerate() {
-        let of_component =
-            ComponentKind::of_name(&layer.component).and_then(|kind| kept.get(&kind));
-        let is_kept = of_component.is_some_and(|kept| layer.nodes.iter().any(|n| kept.contains(n)));
-        row(&mut svg, &axis, TOP + index as f64 * ROW, layer, is_kept);
+        let color = color(layer, left_out);
+        row(&mut svg, &axis, TOP + index as f64 * ROW, layer, color);
     }
     if let Some(db) = found.whole.logits.sqnr_db {
         let x = axis.x(db);
@@ -102,12 +101,21 @@ pub fn plot(found: &Sensitivity, model: &str, kept: &Nodes) -> String {
     svg
 }
 
-fn row(svg: &mut String, axis: &Axis, y: f64, layer: &LayerError, is_kept: bool) {
-    let color = match (is_kept, layer.component.as_str()) {
-        (true, _) => KEPT,
-        (_, "vision") => VISION,
-        _ => DECODER,
+fn color(layer: &LayerError, left_out: &LeftOut) -> &'static str {
+    let kind = ComponentKind::of_name(&layer.component);
+    let has = |nodes: &Nodes| {
+        let of_component = kind.and_then(|kind| nodes.get(&kind));
+        of_component.is_some_and(|labels| layer.nodes.iter().any(|n| labels.contains(n)))
     };
+    match kind {
+        _ if has(&left_out.whole) => KEPT,
+        _ if has(&left_out.activations) => WEIGHTS_ONLY,
+        Some(ComponentKind::Vision) => VISION,
+        _ => DECODER,
+    }
+}
+
+fn row(svg: &mut String, axis: &Axis, y: f64, layer: &LayerError, color: &str) {
     let middle = y + ROW / 2.0;
     let place = "text-anchor=\"end\" font-size=\"12\"";
     text(
@@ -149,12 +157,15 @@ fn row(svg: &mut String, axis: &Axis, y: f64, layer: &LayerError, is_kept: bool)
     text(svg, right + 7.0, middle + 4.0, &place, &label);
 }
 
-fn legend(svg: &mut String, kept: &Nodes) {
+fn legend(svg: &mut String, left_out: &LeftOut) {
     let mut x = 28.0;
     let y = 86.0;
     let mut entries = vec![(VISION, "vision tower"), (DECODER, "decoder")];
-    if !kept.is_empty() {
+    if !left_out.whole.is_empty() {
         entries.push((KEPT, "left in FP16"));
+    }
+    if !left_out.activations.is_empty() {
+        entries.push((WEIGHTS_ONLY, "weights only"));
     }
     for (color, what) in entries {
         let _ = writeln!(
@@ -263,9 +274,14 @@ mod tests {
             layer("a & b \u{1b}[2J", Some(-200.0), Some(-200.0)),
             layer(&"/very/long".repeat(30), Some(30.0), None),
             layer("kept", None, Some(20.0)),
+            layer("half", None, Some(20.0)),
         ];
-        let kept = Nodes::from([(ComponentKind::Vision, ["kept".to_owned()].into())]);
-        let svg = plot(&found(layers), "m<odel", &kept);
+        let of = |name: &str| Nodes::from([(ComponentKind::Vision, [name.to_owned()].into())]);
+        let left_out = LeftOut {
+            whole: of("kept"),
+            activations: of("half"),
+        };
+        let svg = plot(&found(layers), "m<odel", &left_out);
         assert!(!svg.contains("<script") && !svg.contains('\u{1b}'));
         assert!(svg.contains("m&lt;odel: what each layer costs in int8"));
         assert!(svg.contains("all at once: 12.5 dB") && svg.contains(">exact<"));
@@ -277,7 +293,7 @@ mod tests {
             "{svg}"
         );
         assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
-        let none = plot(&found(Vec::new()), "m", &Nodes::new());
+        let none = plot(&found(Vec::new()), "m", &LeftOut::default());
         assert!(none.ends_with("</svg>\n") && !none.contains("left in FP16"));
     }
 
@@ -288,7 +304,7 @@ mod tests {
         assert_eq!(short.chars().count(), NAME);
         assert!(short.starts_with('…') && short.ends_with("/x/end/Conv"));
         let layers = (0..40).map(|i| layer(&format!("n{i}"), None, Some(f64::from(i))));
-        let svg = plot(&found(layers.collect()), "m", &Nodes::new());
+        let svg = plot(&found(layers.collect()), "m", &LeftOut::default());
         let at = |name: &str| svg.find(&format!(">{name}<"));
         assert!(at("n0") < at("n1") && at("n31").is_some() && at("n32").is_none());
         assert!(svg.contains("the worst 32 of 40 layers"));

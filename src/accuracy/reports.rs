@@ -14,11 +14,11 @@ impl Proof {
     /// # Errors
     /// [`Error::Malformed`] if a number has no form in JSON.
     pub fn into_reports(self, model: &str) -> Result<Proven> {
-        let nodes = self.gate.nodes();
+        let left_out = self.gate.left_out();
         let mut reports = vec![("accuracy.json".to_owned(), json(&self.gate)?)];
         if let Some(found) = &self.sensitivity {
             reports.push(("sensitivity.json".to_owned(), json(found)?));
-            let svg = plot(found, model, &nodes);
+            let svg = plot(found, model, &left_out);
             reports.push(("sensitivity.svg".to_owned(), svg.into_bytes()));
         }
         Ok(Proven {
@@ -28,7 +28,8 @@ impl Proof {
                 before: self.gate.before.share,
                 after: self.gate.after.share,
                 expected: self.gate.expected_after,
-                kept: nodes.into_values().flatten().collect(),
+                kept: left_out.whole.into_values().flatten().collect(),
+                weights_only: left_out.activations.into_values().flatten().collect(),
                 engine: self.gate.engine,
             },
             reports,

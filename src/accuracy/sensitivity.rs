@@ -381,7 +381,7 @@ mod tests {
                     item.decoder_inputs(config, Some(features)),
                 ),
             };
-            let none = crate::build::Nodes::new();
+            let none = crate::build::LeftOut::default();
             let graph = subject.graph(kind, Choice::Except(&none)).expect("graph");
             let cuts = crate::cpu::cut(graph.graph.graph(), &[], 1);
             let graph = Stretches::load(graph.graph, cuts).expect("load");

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::backend::CpuBackend;
 use crate::build::{
-    Capacity, ComponentKind, Cuts, Nodes, Numerics, Prepared, Quantization, Runner, prepare,
+    Capacity, ComponentKind, Cuts, LeftOut, Numerics, Prepared, Quantization, Runner, prepare,
 };
 use crate::bundle::Precision;
 use crate::cpu::Session;
@@ -31,7 +31,7 @@ pub enum Choice<'a> {
     /// None: the reference, in the same form.
     Nothing,
     /// All but some.
-    Except(&'a Nodes),
+    Except(&'a LeftOut),
 }
 
 impl Subject<'_> {
@@ -43,12 +43,7 @@ impl Subject<'_> {
         let mut quantization = self.quantization.clone();
         match choice {
             Choice::Nothing => quantization.options.only = Some(BTreeSet::new()),
-            Choice::Except(nodes) => {
-                for (kind, nodes) in nodes {
-                    let except = quantization.except.entry(*kind).or_default();
-                    except.extend(nodes.iter().cloned());
-                }
-            }
+            Choice::Except(left_out) => quantization.left_out.extend(left_out),
         }
         let numerics = Numerics {
             precision: self.precision,

@@ -31,5 +31,5 @@ pub use finish::{FinishOptions, finish};
 pub use order::{BuildOptions, BuildOutcome, Builder, Event, TargetArg, build, resolve_targets};
 #[cfg(feature = "tensorrt")]
 pub use plans::WORKER_COMMAND;
-pub use quantization::{Nodes, Proven, Quantization};
+pub use quantization::{LeftOut, Nodes, Proven, Quantization};
 pub use shapes::{Capacity, fixed_dims, profiles};

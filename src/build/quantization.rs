@@ -18,13 +18,37 @@ use crate::quantize::{
 /// Labels of nodes, by the component that they are in.
 pub type Nodes = BTreeMap<ComponentKind, BTreeSet<String>>;
 
+/// Nodes that are no integers, for measured reasons.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// These stay as they are.
+    pub whole: Nodes,
+    /// These linear operators have integer weights, and read floats.
+    pub activations: Nodes,
+}
+
+impl LeftOut {
+    /// Adds what `other` has.
+    pub fn extend(&mut self, other: &Self) {
+        let all = [
+            (&mut self.whole, &other.whole),
+            (&mut self.activations, &other.activations),
+        ];
+        for (nodes, more) in all {
+            for (kind, labels) in more {
+                nodes.entry(*kind).or_default().extend(labels.clone());
+            }
+        }
+    }
+}
+
 /// How the graphs of a build are quantized.
 #[derive(Debug, Clone)]
 pub struct Quantization {
     /// What becomes integers.
     pub options: QuantizeOptions,
-    /// Nodes that stay as they are, for measured reasons.
-    pub except: Nodes,
+    /// Nodes that are no integers, for measured reasons.
+    pub left_out: LeftOut,
     /// Store the embedding table as integers, too.
     pub embedding: bool,
     /// What was proved of the result, if anything was.
@@ -53,7 +77,7 @@ impl Quantization {
     pub fn of_weights() -> Self {
         Self {
             options: QuantizeOptions::new(Scheme::Int8Weights),
-            except: Nodes::new(),
+            left_out: LeftOut::default(),
             embedding: true,
             proven: None,
             observed: None,
@@ -68,7 +92,7 @@ impl Quantization {
                 block,
                 ..QuantizeOptions::new(Scheme::Int4Weights)
             },
-            except: Nodes::new(),
+            left_out: LeftOut::default(),
             embedding: false,
             proven: None,
             observed: None,
@@ -88,7 +112,7 @@ impl Quantization {
         let ranges = scales.ranges(method)?;
         Ok(Self {
             options: QuantizeOptions::new(Scheme::Int8),
-            except: Nodes::new(),
+            left_out: LeftOut::default(),
             embedding: true,
             proven: None,
             observed: Some(Observed { scales, ranges }),
@@ -143,8 +167,11 @@ impl Quantization {
         }
         simplify_for_int8(graph)?;
         let mut options = self.options.clone();
-        let except = self.except.get(&kind).into_iter().flatten();
-        options.except.extend(except.cloned());
+        let of_kind = |nodes: &Nodes| nodes.get(&kind).cloned().unwrap_or_default();
+        options.except.extend(of_kind(&self.left_out.whole));
+        options
+            .weights_only
+            .extend(of_kind(&self.left_out.activations));
         quantize(graph, self.ranges(kind)?, &options).map(Some)
     }
 

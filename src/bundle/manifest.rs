@@ -156,13 +156,16 @@ pub struct AccuracyInfo {
     pub items: usize,
     /// Share of the answers that were the model's own with everything quantized.
     pub before: f64,
-    /// The same with `kept` in FP16.
+    /// The same with what is left out.
     pub after: f64,
-    /// Share of the answers to other pictures that is expected to be the model's own, with `kept` in
-    /// FP16, by how far each token is from another one.
+    /// Share of the answers to other pictures that is expected to be the model's own then, by how far
+    /// each token is from another one.
     pub expected: f64,
     /// Nodes that are left in FP16 for it.
     pub kept: Vec<String>,
+    /// Nodes that read FP16 for it; their weights are integers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights_only: Vec<String>,
     /// How integers were computed.
     pub engine: String,
 }

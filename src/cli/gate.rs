@@ -80,15 +80,16 @@ impl GateArgs {
         let proof = prove(&subject, items, &options, &mut |step| bar.on(step));
         bar.finish();
         let proof = proof?;
-        let (gate, n_kept) = (&proof.gate, proof.gate.kept.len());
+        let gate = &proof.gate;
+        let (n_kept, n_half) = (gate.kept.len(), gate.weights_only.len());
         let answers = |share: crate::eval::Share| format!("{} of {}", share.hits, share.of);
-        match n_kept {
+        match n_kept + n_half {
             0 => say(format_args!(
                 "{precision}: {} answers are the model's own",
                 answers(gate.after)
             )),
             _ => say(format_args!(
-                "{precision}: {} answers are the model's own, {} with {n_kept} layers left in FP16",
+                "{precision}: {} answers are the model's own, {} with {n_kept} layers left in FP16, {n_half} in INT8 weights",
                 answers(gate.before),
                 answers(gate.after)
             )),
@@ -97,9 +98,9 @@ impl GateArgs {
             "on other pictures {:.1} % are expected to be",
             100.0 * gate.expected_after
         ));
-        let nodes = proof.gate.nodes();
+        let left_out = gate.left_out();
         let proven = proof.into_reports(&model.config.name)?;
-        quantization.except = nodes;
+        quantization.left_out = left_out;
         quantization.proven = Some(proven);
         Ok(())
     }
@@ -127,7 +128,7 @@ impl Bar {
             GateStep::Trial { left_out, progress } => {
                 let label = match left_out {
                     0 => "answers with integers".to_owned(),
-                    n => format!("answers with {n} layers in FP16"),
+                    n => format!("answers with {n} layers left out"),
                 };
                 (label, progress.done, progress.total)
             }

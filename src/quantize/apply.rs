@@ -18,6 +18,8 @@ pub struct QuantizeReport {
     pub scheme: Scheme,
     /// Nodes that compute with quantized operands.
     pub quantized: Vec<String>,
+    /// Those of them that read floats: their weights alone are integers.
+    pub weights_only: Vec<String>,
     /// Nodes that were left, with their operators and the reasons.
     pub kept: Vec<KeptNode>,
     /// Activations with Q/DQ.
@@ -129,6 +131,7 @@ pub fn quantize(
     let report = QuantizeReport {
         scheme: options.scheme,
         quantized: plan.quantized().map(str::to_owned).collect(),
+        weights_only: plan.weights_only().map(str::to_owned).collect(),
         kept: kept.collect(),
         n_tensors: inserted.n_tensors,
         n_weights: inserted.n_weights,

@@ -54,6 +54,9 @@ pub struct QuantizeOptions {
     pub only: Option<BTreeSet<String>>,
     /// Labels of nodes that stay as they are, for measured reasons.
     pub except: BTreeSet<String>,
+    /// Labels of linear operators of which the weight alone becomes integers, for measured reasons;
+    /// others are not concerned.
+    pub weights_only: BTreeSet<String>,
 }
 
 impl QuantizeOptions {
@@ -69,6 +72,7 @@ impl QuantizeOptions {
             smooth: Some(USUAL_ALPHA),
             only: None,
             except: BTreeSet::new(),
+            weights_only: BTreeSet::new(),
         }
     }
 

@@ -8,7 +8,7 @@
 //! | `MatMul` of two activations (attention) | | both: their ranges change with each question, and FP16 attention kernels are fused |
 //!
 //! Data is what comes from pixels, embeddings or the cache; tables of positions and masks are none.
-//! With [`Scheme::Int8Weights`] only the weights of `MatMul` and `Gemm` are quantized, with
+//! Of linear operators that the options name, the weight alone is. With [`Scheme::Int8Weights`] only the weights of `MatMul` and `Gemm` are quantized, with
 //! [`Scheme::Int4Weights`] those that consist of whole blocks.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -116,6 +116,20 @@ impl Plan {
             .filter(quantized)
             .map(|d| d.node.as_str())
     }
+
+    /// Labels of those of them whose activation stays a float.
+    pub fn weights_only(&self) -> impl Iterator<Item = &str> {
+        let reads_floats = |d: &&Decision| {
+            let Action::Quantize { activation, .. } = &d.action else {
+                return false;
+            };
+            activation.is_none()
+        };
+        self.decisions
+            .iter()
+            .filter(reads_floats)
+            .map(|d| d.node.as_str())
+    }
 }
 
 /// Decides for every node; nodes stand in topological order.
@@ -215,7 +229,9 @@ impl<'a> Planner<'a> {
             return Some(Action::Keep(Kept::LmHead));
         }
         let mut quantized = None;
-        if !weights_only {
+        let linear = weight.is_some() && node.op_type != "Conv";
+        let reads_floats = linear && self.options.weights_only.contains(label);
+        if !weights_only && !reads_floats {
             let tensor = node.input[activation].as_str();
             match self.scale(node, tensor) {
                 Ok(scale) => {
@@ -456,6 +472,26 @@ mod tests {
             |d| matches!(&d.action, Action::Quantize { activation, .. } if activation.is_some()),
         );
         assert_eq!(activations.count(), 0);
+    }
+
+    #[test]
+    fn linear_operators_that_are_named_read_floats_and_convolutions_are_not_concerned() {
+        let mut options = QuantizeOptions::new(Scheme::Int8);
+        let before = planned(&options);
+        options.weights_only = ["c2/Conv", "q/MatMul", "sum/Add"].map(str::to_owned).into();
+        let changed: Vec<_> = (planned(&options).into_iter())
+            .zip(before)
+            .filter(|(after, before)| after != before)
+            .collect();
+        let [((node, after), (_, before))] = &changed[..] else {
+            panic!("{changed:?}");
+        };
+        assert_eq!(node, "q/MatMul");
+        let Action::Quantize { weight, .. } = before.clone() else {
+            panic!("{before:?}");
+        };
+        let activation = None;
+        assert_eq!(*after, Action::Quantize { activation, weight });
     }
 
     #[test]
