@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig};
 use crate::onnx::passes::{self, Fp16Options, LowerOptions, PackedWeights};
 use crate::onnx::{DataType, OnnxModel};
-use crate::quantize::{QuantizeReport, balance};
+use crate::quantize::{GraphRanges, QuantizeReport, balance};
 
 /// The components in the order in which they are built.
 pub const COMPONENTS: [ComponentKind; 3] = [
@@ -83,7 +83,8 @@ pub enum Runner {
 pub struct Numerics<'a> {
     /// Precision of weights and activations.
     pub precision: Precision,
-    /// How integers come into it; needed by the precisions that have any.
+    /// How integers come into it; needed by the precisions that have any. Of FP16 its ranges say what
+    /// stays FP32.
     pub quantization: Option<&'a Quantization>,
 }
 
@@ -92,6 +93,15 @@ impl Numerics<'_> {
     pub(super) fn in_use(&self) -> Option<&Quantization> {
         let floats = matches!(self.precision, Precision::Fp32 | Precision::Fp16);
         self.quantization.filter(|_| !floats)
+    }
+
+    /// What was seen of a component's values, for a graph in FP16.
+    fn seen(&self, kind: ComponentKind) -> Result<Option<GraphRanges>> {
+        let observed = kind != ComponentKind::Embed && self.precision == Precision::Fp16;
+        match self.quantization.filter(|_| observed) {
+            Some(quantization) => Ok(quantization.ranges(kind)?.cloned()),
+            None => Ok(None),
+        }
     }
 
     /// How a component is quantized, if it is.
@@ -155,7 +165,8 @@ pub fn prepare(
             report
         }
         (Runner::Onnx, None) => {
-            for_any_runtime(&mut graph, numerics.precision)?;
+            let seen = numerics.seen(kind)?;
+            for_any_runtime(&mut graph, numerics.precision, seen)?;
             None
         }
         (Runner::Cpu, None) => {
@@ -165,15 +176,7 @@ pub fn prepare(
             }
             None
         }
-        (Runner::TensorRt, _) => for_tensorrt(
-            kind,
-            &mut graph,
-            model,
-            numerics.precision,
-            integers,
-            cuts,
-            capacity,
-        )?,
+        (Runner::TensorRt, _) => for_tensorrt(kind, &mut graph, model, numerics, cuts, capacity)?,
     };
     if runner == Runner::Onnx {
         passes::all_logit_rows(&mut graph);
@@ -182,18 +185,30 @@ pub fn prepare(
 }
 
 /// Lowers a component and gives every float its type, but those of inputs and outputs.
-fn for_any_runtime(graph: &mut OnnxModel, precision: Precision) -> Result<()> {
+fn for_any_runtime(
+    graph: &mut OnnxModel,
+    precision: Precision,
+    mut seen: Option<GraphRanges>,
+) -> Result<()> {
     if precision == Precision::Fp32 {
         return passes::prepare_fp32(graph, &[]);
     }
+    passes::lower(graph, &lower_options(Runner::Onnx, precision, None))?;
+    balance(graph, seen.as_mut())?;
     let options = Fp16Options {
         io: DataType::F32,
-        ..Fp16Options::default()
+        ..fp16_options(seen)
     };
-    passes::lower(graph, &lower_options(Runner::Onnx, precision, None))?;
-    balance(graph)?;
     passes::prepare_fp16(graph, &[], &options)?;
     Ok(())
+}
+
+/// FP16 where nothing says more, or what was seen of the graph's values.
+fn fp16_options(seen: Option<GraphRanges>) -> Fp16Options {
+    Fp16Options {
+        seen: seen.map(|ranges| ranges.seen()).unwrap_or_default(),
+        ..Fp16Options::default()
+    }
 }
 
 /// Makes a component what TensorRT builds: sizes fixed, the decoder cut, every float typed.
@@ -201,11 +216,11 @@ fn for_tensorrt(
     kind: ComponentKind,
     graph: &mut OnnxModel,
     model: &Model,
-    precision: Precision,
-    integers: Option<&Quantization>,
+    numerics: Numerics<'_>,
     cuts: &Cuts,
     capacity: &Capacity,
 ) -> Result<Option<QuantizeReport>> {
+    let (precision, integers) = (numerics.precision, numerics.integers(kind)?);
     let dims = shapes::fixed_dims(kind, graph, &model.config, capacity)?;
     let dims: Vec<(&str, usize)> = dims.iter().map(|(name, n)| (name.as_str(), *n)).collect();
     if kind == ComponentKind::Decoder {
@@ -228,10 +243,11 @@ fn for_tensorrt(
         passes::prepare_fp32(graph, &dims)?;
         split(graph)?;
     } else {
+        let mut seen = numerics.seen(kind)?;
         if kind == ComponentKind::Decoder {
-            balance(graph)?;
+            balance(graph, seen.as_mut())?;
         }
-        passes::prepare_fp16(graph, &dims, &Fp16Options::default())?;
+        passes::prepare_fp16(graph, &dims, &fp16_options(seen))?;
         split(graph)?;
     }
     accepted::check(graph)?;

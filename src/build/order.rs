@@ -250,7 +250,12 @@ pub fn build(
     engines::check_cancel(&options.cancel)?;
     let quantization = match options.numerics().in_use() {
         Some(quantization) => Some(Box::new(quantization.write_reports(&reports, &writer)?)),
-        None => None,
+        None => {
+            if let Some(quantization) = options.quantization {
+                quantization.write_calibration(&writer)?;
+            }
+            None
+        }
     };
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let manifest = Manifest {

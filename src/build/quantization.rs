@@ -175,6 +175,14 @@ impl Quantization {
         quantize(graph, self.ranges(kind)?, &options).map(Some)
     }
 
+    /// Writes what was observed into the bundle, if anything was.
+    pub(super) fn write_calibration(&self, writer: &BundleWriter) -> Result<()> {
+        match self.scales() {
+            Some(scales) => writer.write("reports/calibration.json", &scales.to_json()?),
+            None => Ok(()),
+        }
+    }
+
     /// Writes what was observed and what was quantized into the bundle; returns what the manifest
     /// says of it.
     pub(super) fn write_reports(
@@ -182,9 +190,7 @@ impl Quantization {
         engines: &[EngineReport],
         writer: &BundleWriter,
     ) -> Result<QuantizationInfo> {
-        if let Some(scales) = self.scales() {
-            writer.write("reports/calibration.json", &scales.to_json()?)?;
-        }
+        self.write_calibration(writer)?;
         // Every target quantizes the same nodes.
         let reports: BTreeMap<&str, &QuantizeReport> = engines
             .iter()
@@ -218,7 +224,8 @@ impl Quantization {
         })
     }
 
-    fn ranges(&self, kind: ComponentKind) -> Result<Option<&GraphRanges>> {
+    /// What was observed of a component, if anything was.
+    pub(super) fn ranges(&self, kind: ComponentKind) -> Result<Option<&GraphRanges>> {
         let Some(observed) = &self.observed else {
             return Ok(None);
         };

@@ -92,7 +92,7 @@ impl Prepared {
 
 impl QuantizationArgs {
     /// Reads the scales, or observes the model, and proves that the quantized model still says what
-    /// the model says.
+    /// the model says. For FP16 the ranges are all that is prepared.
     ///
     /// # Errors
     /// [`Error::Argument`] for options that have no use with the precision; those of reading scales,
@@ -107,30 +107,17 @@ impl QuantizationArgs {
         let (mut observed, mut items) = (None, None);
         let mut quantization = match precision {
             Precision::Int8 => {
-                let (path, scales) = match &self.scales {
-                    Some(path) => (path.clone(), Scales::load(path)?),
-                    None => {
-                        let path = beside(out);
-                        let calibration = &self.calibration;
-                        let pictures = calibration.items(model)?;
-                        calibration.observe(
-                            model,
-                            &pictures,
-                            DEFAULT_TOKENS,
-                            &path,
-                            true,
-                            cancel,
-                        )?;
-                        items = Some(pictures);
-                        let scales = Scales::load(&path)?;
-                        observed = Some(path.clone());
-                        (path, scales)
-                    }
-                };
-                let method = self.calibration.method().unwrap_or(scales.method);
-                let quantization = Quantization::with_scales(scales, method)?;
-                quantization.check_model(&path, model)?;
-                quantization
+                let ranges = self.ranges(model, out, cancel)?;
+                (observed, items) = (ranges.observed, ranges.items);
+                ranges.quantization
+            }
+            Precision::Fp16 if self.observes() => {
+                self.refuse_others_than_ranges()?;
+                let ranges = self.ranges(model, out, cancel)?;
+                return Ok(Prepared {
+                    quantization: Some(ranges.quantization),
+                    observed: ranges.observed,
+                });
             }
             Precision::Int8Weights => Quantization::of_weights(),
             Precision::Int4Weights => Quantization::of_blocks(self.block.unwrap_or(BLOCK)),
@@ -178,6 +165,37 @@ impl QuantizationArgs {
         })
     }
 
+    /// Reads the scales, or observes the model.
+    fn ranges(
+        &self,
+        model: &Model,
+        out: &Path,
+        cancel: &'static AtomicBool,
+    ) -> anyhow::Result<Ranges> {
+        let (mut observed, mut items) = (None, None);
+        let path = match &self.scales {
+            Some(path) => path.clone(),
+            None => {
+                let path = beside(out);
+                let calibration = &self.calibration;
+                let pictures = calibration.items(model)?;
+                calibration.observe(model, &pictures, DEFAULT_TOKENS, &path, true, cancel)?;
+                items = Some(pictures);
+                observed = Some(path.clone());
+                path
+            }
+        };
+        let scales = Scales::load(&path)?;
+        let method = self.calibration.method().unwrap_or(scales.method);
+        let quantization = Quantization::with_scales(scales, method)?;
+        quantization.check_model(&path, model)?;
+        Ok(Ranges {
+            quantization,
+            observed,
+            items,
+        })
+    }
+
     /// The pictures of the proof: those that were observed, or named; `None` if nobody named any and
     /// there are no samples, unless a proof was asked for.
     fn pictures(&self, observed: Option<Vec<Item>>, model: &Model) -> Result<Option<Vec<Item>>> {
@@ -202,9 +220,14 @@ impl QuantizationArgs {
 
     /// True if something is said of integers at all.
     pub fn is_given(&self) -> bool {
-        let chooses = !self.include.is_empty() || !self.exclude.is_empty();
+        self.observes() || self.chooses()
+    }
+
+    /// True if something says what is to be integers.
+    fn chooses(&self) -> bool {
+        let names = !self.include.is_empty() || !self.exclude.is_empty();
         let leaves = self.no_quantize_head || self.no_quantize_embedding;
-        self.observes() || chooses || leaves || self.block.is_some() || self.gate.is_given()
+        names || leaves || self.block.is_some() || self.gate.is_given()
     }
 
     fn refuse_others(&self, precision: Precision) -> Result<()> {
@@ -215,6 +238,25 @@ impl QuantizationArgs {
         }
         Ok(())
     }
+
+    /// FP16 has a use for what was seen, and for nothing else.
+    fn refuse_others_than_ranges(&self) -> Result<()> {
+        if self.chooses() || self.calibration.method().is_some() {
+            let reason =
+                "fp16 takes --calibration, --samples and --scales alone: it quantizes nothing";
+            return Err(argument("precision", reason.to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// Ranges, and where they are from.
+struct Ranges {
+    quantization: Quantization,
+    /// The file that was written for them.
+    observed: Option<PathBuf>,
+    /// The pictures that were observed for them.
+    items: Option<Vec<Item>>,
 }
 
 fn argument(name: &'static str, reason: String) -> Error {

@@ -38,6 +38,16 @@ pub struct GraphRanges {
     pub tensors: BTreeMap<String, TensorRange>,
 }
 
+impl GraphRanges {
+    /// The largest absolute value that was seen of each tensor, whatever a method cuts off.
+    pub fn seen(&self) -> BTreeMap<String, f32> {
+        let tensors = self.tensors.iter();
+        tensors
+            .map(|(name, range)| (name.clone(), range.max.max(-range.min)))
+            .collect()
+    }
+}
+
 /// Range of one tensor, symmetric around zero.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

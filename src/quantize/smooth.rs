@@ -118,9 +118,12 @@ const BALANCED: f32 = 8.0;
 /// Nothing has to be observed: the weights say enough (Nagel et al., "Data-Free Quantization
 /// Through Weight Equalization and Bias Correction", arXiv 1906.04721, equation 11).
 ///
+/// Ranges that were observed before are changed to what they are then, and forgotten where that is
+/// not known.
+///
 /// # Errors
 /// [`Error::Malformed`](crate::Error::Malformed) if a weight's bytes do not fit its shape.
-pub fn balance(model: &mut OnnxModel) -> Result<usize> {
+pub fn balance(model: &mut OnnxModel, mut ranges: Option<&mut GraphRanges>) -> Result<usize> {
     let path = model.path().to_path_buf();
     let cancel = model.cancel();
     let mut of_weights = HashMap::new();
@@ -145,6 +148,11 @@ pub fn balance(model: &mut OnnxModel) -> Result<usize> {
         for s in &mut factors {
             *s = if far(s) { s.log2().round().exp2() } else { 1.0 };
         }
+        for tensor in &group.tensors {
+            if let Some(ranges) = ranges.as_deref_mut() {
+                divide_range(ranges, tensor, &factors);
+            }
+        }
         apply(model, &group, &factors, &mut of_weights, &path)?;
     }
     let n_changed = of_weights
@@ -153,6 +161,22 @@ pub fn balance(model: &mut OnnxModel) -> Result<usize> {
         .count();
     multiply(model, &of_weights)?;
     Ok(n_changed)
+}
+
+/// Makes the range of a tensor that of its channels divided by `factors`.
+fn divide_range(ranges: &mut GraphRanges, tensor: &str, factors: &[f32]) {
+    let Some(mut range) = ranges.tensors.remove(tensor) else {
+        return;
+    };
+    if range.channel_amax.len() != factors.len() {
+        return;
+    }
+    for (amax, s) in range.channel_amax.iter_mut().zip(factors) {
+        *amax /= s;
+    }
+    let most = range.channel_amax.iter().copied().fold(0f32, f32::max);
+    (range.amax, range.min, range.max) = (most, -most, most);
+    ranges.tensors.insert(tensor.to_owned(), range);
 }
 
 /// Largest absolute value of the weights that meet each channel.

@@ -5,6 +5,9 @@ use std::process::{Command, Output};
 
 use assert_cmd::cargo::CommandCargoExt;
 use trtvlm::bundle::Bundle;
+use trtvlm::onnx::passes::check_types;
+use trtvlm::onnx::proto::NodeProto;
+use trtvlm::onnx::{DataType, OnnxModel};
 
 use super::support::{demo, demo_scales, tiny};
 
@@ -19,7 +22,9 @@ fn build(model: &Path, out: &Path, args: &[&str]) -> Output {
     let mut all = vec!["build", &paths[0], "--out", &paths[1]];
     all.extend(args);
     // What the gate does has tests of its own; random weights would not pass it.
-    all.extend(["--max-drop", "100"]);
+    if !args.contains(&"fp16") {
+        all.extend(["--max-drop", "100"]);
+    }
     trtvlm(&all)
 }
 
@@ -136,7 +141,7 @@ fn scales_and_options_that_do_not_fit_are_refused_and_leave_nothing() {
     // A NaN has no form in JSON; `null` stands where one was written.
     let broken = whole.replacen("\"min\": ", "\"min\": null, \"other\": ", 1);
     std::fs::write(&damaged, broken).expect("write");
-    let cases: [(&Path, &[&str], i32, &str); 7] = [
+    let cases: [(&Path, &[&str], i32, &str); 10] = [
         (
             &other,
             &["--precision", "int8", "--scales", &path],
@@ -157,7 +162,39 @@ fn scales_and_options_that_do_not_fit_are_refused_and_leave_nothing() {
         ),
         (
             &demo,
+            &["--precision", "fp32", "--scales", &path],
+            1,
+            "quantizes nothing",
+        ),
+        (
+            &other,
             &["--precision", "fp16", "--scales", &path],
+            1,
+            "digest",
+        ),
+        (
+            &demo,
+            &[
+                "--precision",
+                "fp16",
+                "--scales",
+                &path,
+                "--calibration-method",
+                "max",
+            ],
+            1,
+            "quantizes nothing",
+        ),
+        (
+            &demo,
+            &[
+                "--precision",
+                "fp16",
+                "--scales",
+                &path,
+                "--exclude",
+                "Conv",
+            ],
             1,
             "quantizes nothing",
         ),
@@ -185,6 +222,34 @@ fn scales_and_options_that_do_not_fit_are_refused_and_leave_nothing() {
         assert!(stderr.contains(expected), "{args:?}: {stderr}");
         assert!(!out.exists(), "{args:?}");
     }
+}
+
+#[test]
+fn fp16_bundle_takes_ranges_and_computes_gated_products_in_half() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = scales(dir.path());
+    let halves = |name: &str, args: &[&str]| {
+        let out = dir.path().join(name);
+        let all = [&["--target", "onnx", "--precision", "fp16"], args].concat();
+        let output = build(&demo(), &out, &all);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let decoder = out.join("onnx/decoder_model_merged_fp16.onnx");
+        let decoder = OnnxModel::load(&decoder).expect("decoder");
+        let types = check_types(&decoder).expect("types");
+        let gated = |node: &&NodeProto| node.op_type == "Sigmoid";
+        let made = decoder.graph().node.iter().filter(gated);
+        let made: Vec<_> = made.map(|node| types.get(&node.output[0])).collect();
+        (out, made)
+    };
+    let (out, careful) = halves("careful", &[]);
+    assert_eq!(careful.len(), 4, "one in each layer");
+    assert!(careful.iter().all(|t| *t == Some(DataType::F32)));
+    assert!(!out.join("reports/calibration.json").exists());
+    let (out, seen) = halves("seen", &["--scales", &path]);
+    assert_eq!(seen.len(), careful.len());
+    assert!(seen.iter().all(|t| *t == Some(DataType::F16)), "{seen:?}");
+    let report = std::fs::read(out.join("reports/calibration.json")).expect("report");
+    assert_eq!(report, std::fs::read(&path).expect("scales"));
 }
 
 #[cfg(feature = "tensorrt")]

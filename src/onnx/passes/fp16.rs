@@ -7,7 +7,7 @@
 //! Position in the order of passes: after those that change what is computed
 //! ([`super::clamp_mask_fill`], [`super::scale_query`]), before nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::onnx::{DataType, OnnxModel};
 
 /// How to make an FP16 graph.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Fp16Options {
     /// Type of float inputs and outputs: F16, as a GPU runtime wants caches and embeddings, or
     /// F32 with casts at the border.
@@ -32,6 +32,9 @@ pub struct Fp16Options {
     pub softmax: DataType,
     /// Names of nodes to be computed in FP32, for measured reasons.
     pub keep: Vec<String>,
+    /// Largest absolute values that were seen, by the names of the values in this graph; of others
+    /// nothing is known, and the rules are careful.
+    pub seen: BTreeMap<String, f32>,
 }
 
 impl Default for Fp16Options {
@@ -40,6 +43,7 @@ impl Default for Fp16Options {
             io: DataType::F16,
             softmax: DataType::F32,
             keep: Vec::new(),
+            seen: BTreeMap::new(),
         }
     }
 }

@@ -49,6 +49,8 @@ mod pad_integer;
 mod padded_tiles;
 mod place_rows;
 mod precision;
+#[cfg(test)]
+mod precision_tests;
 mod prepare;
 mod retype;
 mod scale_query;

@@ -8,7 +8,8 @@
 //! | nodes that the caller names                              | FP32 | measured sensitivity |
 //! | nodes with a constant beyond ±65504                      | FP32 | it would become infinite |
 //! | squares and cubes (`x · x`, then what is made of it)     | FP32 | norms and tanh-GELU overflow from 256 and 40 on |
-//! | `silu(gate) · up`                                        | FP32 | a product of two activations has the range of neither |
+//! | nodes that read or make a value seen beyond ±65504 / 4   | FP32 | on other pictures it would become infinite |
+//! | `silu(gate) · up`, unless seen within ±65504 / 4         | FP32 | a product of two activations has the range of neither |
 //! | masks and factors between a product and an FP32 Softmax  | FP32 | one cast, after the product |
 //! | moves of FP32 values that only FP16 operators read       | FP16 | one cast, before the move |
 //! | dequantized values that only FP32 operators read         | FP32 | no cast between the two |
@@ -55,6 +56,9 @@ enum Origin {
 }
 
 use Precision::{Half, Single};
+
+/// The largest FP16 number, over the factor by which other pictures may exceed what was seen.
+const SAFE: f32 = 65504.0 / 4.0;
 
 /// Decides the precision of every node.
 ///
@@ -153,7 +157,12 @@ impl<'a> Planner<'a> {
                 if self.origins.get(name) == Some(&Origin::Constant) && beyond(name)? > 0 {
                     pinned = true;
                 }
+                pinned |= self.is_safe(name) == Some(false);
             }
+            let makes = node.output.iter();
+            pinned |= makes
+                .into_iter()
+                .any(|name| self.is_safe(name) == Some(false));
             if pinned {
                 self.pinned.insert(index);
             }
@@ -233,11 +242,17 @@ impl<'a> Planner<'a> {
             .flat_map(|silu| muls(&silu.output[0]))
             // The other factor must be an activation: constants are weights or scales.
             .any(|product| {
-                product
-                    .input
-                    .iter()
-                    .all(|name| self.origins.get(name.as_str()) != Some(&Origin::Constant))
+                let is_constant =
+                    |name: &String| self.origins.get(name.as_str()) == Some(&Origin::Constant);
+                !product.input.iter().any(is_constant)
+                    && self.is_safe(&product.output[0]) != Some(true)
             })
+    }
+
+    /// Whether FP16 holds a value with room to spare, if it was seen.
+    fn is_safe(&self, value: &str) -> Option<bool> {
+        // What is no number is in no range.
+        self.options.seen.get(value).map(|seen| *seen <= SAFE)
     }
 
     /// Takes pointwise nodes whose results go into FP32 Softmax only to FP32, too.
@@ -330,321 +345,4 @@ fn is_comparison(node: &NodeProto) -> bool {
         node.op_type.as_str(),
         "Equal" | "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual"
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::testing::{cast, model, scalar, value};
-    use super::*;
-    use crate::onnx::DataType::{Bool, F32, I8, I64};
-    use crate::onnx::OnnxModel;
-    use crate::onnx::proto::TensorProto;
-
-    /// Plans a graph with inputs `x`, `z` (f32), `n` (i64), `b` (bool), constants `w` (an FP16
-    /// one) and `huge`, and returns the precision of the node that makes each value.
-    fn planned(nodes: Vec<NodeProto>, outputs: &[&str], options: &Fp16Options) -> Planned {
-        let model = model(
-            vec![
-                value("x", F32),
-                value("z", F32),
-                value("n", I64),
-                value("b", Bool),
-            ],
-            vec![
-                scalar("w", 0.5),
-                scalar("huge", 1e6),
-                TensorProto::from_i64("i", &[1], &[0]),
-                TensorProto::from_raw("i8", I8, &[], vec![0]),
-                TensorProto::from_raw("codes", I8, &[1, 1], vec![1]),
-            ],
-            nodes,
-            outputs.iter().map(|name| value(name, F32)).collect(),
-        );
-        let types = Types::infer(&model).expect("types");
-        let plan = plan(model.graph(), &types, options, &mut |name| {
-            Ok(u64::from(name == "huge"))
-        });
-        Planned {
-            plan: plan.expect("plan"),
-            model,
-        }
-    }
-
-    struct Planned {
-        model: OnnxModel,
-        plan: Plan,
-    }
-
-    impl Planned {
-        fn of(&self, value: &str) -> Option<Precision> {
-            self.plan[self.model.graph().producers()[value]]
-        }
-    }
-
-    #[track_caller]
-    fn expect(nodes: Vec<NodeProto>, outputs: &[&str], expected: &[(&str, Precision)]) {
-        let planned = planned(nodes, outputs, &Fp16Options::default());
-        for (value, precision) in expected {
-            assert_eq!(planned.of(value), Some(*precision), "{value}");
-        }
-    }
-
-    fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
-        NodeProto::new(op, inputs, &[output])
-    }
-
-    #[test]
-    fn rms_norm_is_single_from_its_square_to_the_next_product() {
-        let norm = vec![
-            node("MatMul", &["x", "w"], "h"),
-            node("Mul", &["h", "h"], "square"),
-            node("ReduceMean", &["square"], "mean"),
-            node("Add", &["mean", "w"], "eps"),
-            node("Sqrt", &["eps"], "root"),
-            node("Div", &["w", "root"], "inverse"),
-            node("Mul", &["h", "inverse"], "normed"),
-            node("Mul", &["w", "normed"], "weighted"),
-            node("MatMul", &["weighted", "w"], "product"),
-            node("Add", &["h", "product"], "residual"),
-        ];
-        expect(
-            norm,
-            &["residual"],
-            &[
-                ("h", Half),
-                ("square", Single),
-                ("mean", Single),
-                ("inverse", Single),
-                ("normed", Single),
-                ("weighted", Single),
-                ("product", Half),
-                ("residual", Half),
-            ],
-        );
-    }
-
-    #[test]
-    fn scores_are_single_between_the_product_and_softmax() {
-        let attention = || {
-            vec![
-                node("MatMul", &["x", "z"], "scores"),
-                node("Mul", &["scores", "w"], "scaled"),
-                node("Where", &["b", "w", "w"], "mask"),
-                node("Add", &["scaled", "mask"], "masked"),
-                node("Softmax", &["masked"], "weights"),
-                node("MatMul", &["weights", "z"], "y"),
-            ]
-        };
-        let single = [
-            ("scores", Half),
-            ("scaled", Single),
-            ("mask", Single),
-            ("masked", Single),
-            ("weights", Single),
-            ("y", Half),
-        ];
-        expect(attention(), &["y"], &single);
-        let options = Fp16Options {
-            softmax: DataType::F16,
-            ..Fp16Options::default()
-        };
-        let half = planned(attention(), &["y"], &options);
-        for value in ["scaled", "masked", "weights"] {
-            assert_eq!(half.of(value), Some(Half), "{value}");
-        }
-    }
-
-    #[test]
-    fn gated_product_is_single_and_a_plain_silu_is_not() {
-        let gated = vec![
-            node("MatMul", &["x", "w"], "gate"),
-            node("MatMul", &["x", "w"], "up"),
-            node("Sigmoid", &["gate"], "sigmoid"),
-            node("Mul", &["gate", "sigmoid"], "silu"),
-            node("Mul", &["silu", "up"], "product"),
-            node("MatMul", &["product", "w"], "down"),
-            // Squeeze-excite: a factor between 0 and 1.
-            node("Sigmoid", &["down"], "excite"),
-            node("Mul", &["x", "excite"], "excited"),
-            node("Sigmoid", &["excited"], "sigmoid2"),
-            node("Mul", &["sigmoid2", "excited"], "silu2"),
-            node("Mul", &["silu2", "w"], "y"),
-        ];
-        expect(
-            gated,
-            &["y"],
-            &[
-                ("gate", Half),
-                ("sigmoid", Single),
-                ("silu", Single),
-                ("product", Single),
-                ("down", Half),
-                ("excite", Half),
-                ("excited", Half),
-                ("silu2", Half),
-                ("y", Half),
-            ],
-        );
-    }
-
-    #[test]
-    fn positions_are_single_until_they_meet_activations() {
-        let rotary = vec![
-            cast("n", "position", F32),
-            node("Mul", &["position", "w"], "angle"),
-            node("Cos", &["angle"], "cos"),
-            node("Unsqueeze", &["cos", "i"], "cos4"),
-            node("Mul", &["x", "cos4"], "rotated"),
-            node("Less", &["position", "w"], "bucket"),
-            node("MatMul", &["angle", "w"], "embedded"),
-            cast("b", "factor", F32),
-            node("Mul", &["x", "factor"], "masked"),
-        ];
-        expect(
-            rotary,
-            &["rotated", "bucket", "embedded", "masked"],
-            &[
-                ("position", Single),
-                ("angle", Single),
-                ("cos", Single),
-                // The cast comes before the move, and at the boolean itself.
-                ("cos4", Half),
-                ("rotated", Half),
-                ("bucket", Single),
-                ("embedded", Single),
-                ("factor", Half),
-                ("masked", Half),
-            ],
-        );
-    }
-
-    #[test]
-    fn looked_up_rows_and_their_moves_are_half() {
-        let lookup = vec![
-            node("Gather", &["w", "n"], "row"),
-            node("LayerNormalization", &["row", "w", "w"], "norm"),
-            node("Transpose", &["norm"], "moved"),
-            node("Conv", &["moved", "w"], "conv"),
-            node("Transpose", &["norm"], "kept"),
-            node("ReduceMean", &["kept"], "mean"),
-        ];
-        expect(
-            lookup,
-            &["conv", "mean"],
-            &[
-                ("row", Half),
-                ("norm", Single),
-                ("moved", Half),
-                ("conv", Half),
-                ("kept", Single),
-                ("mean", Single),
-            ],
-        );
-    }
-
-    #[test]
-    fn tanh_gelu_is_single_because_of_its_cube_and_erf_gelu_is_half() {
-        let gelu = vec![
-            node("MatMul", &["x", "w"], "h"),
-            node("Mul", &["h", "h"], "h2"),
-            node("Mul", &["h", "h2"], "h3"),
-            node("Add", &["h", "h3"], "inner"),
-            node("Tanh", &["inner"], "tanh"),
-            node("Mul", &["h", "tanh"], "gelu"),
-            node("MatMul", &["gelu", "w"], "g"),
-            node("Div", &["g", "w"], "d"),
-            node("Erf", &["d"], "erf"),
-            node("Mul", &["g", "erf"], "y"),
-        ];
-        expect(
-            gelu,
-            &["y"],
-            &[
-                ("h", Half),
-                ("h3", Single),
-                ("gelu", Single),
-                ("g", Half),
-                ("erf", Half),
-                ("y", Half),
-            ],
-        );
-    }
-
-    #[test]
-    fn constants_beyond_range_and_named_nodes_keep_their_readers_single() {
-        let nodes = || {
-            vec![
-                node("MatMul", &["x", "huge"], "a"),
-                node("MatMul", &["x", "w"], "b2"),
-                node("Add", &["a", "b2"], "c"),
-                node("MatMul", &["c", "w"], "y"),
-            ]
-        };
-        let all = [("a", Single), ("b2", Half), ("c", Single), ("y", Half)];
-        expect(nodes(), &["y"], &all);
-        let options = Fp16Options {
-            keep: vec!["y/MatMul".to_owned()],
-            ..Fp16Options::default()
-        };
-        assert_eq!(planned(nodes(), &["y"], &options).of("y"), Some(Single));
-    }
-
-    #[test]
-    fn quantization_follows_its_operand_and_dequantization_its_readers() {
-        let nodes = |keep: &str| {
-            let nodes = vec![
-                node("Sqrt", &["x"], "root"),
-                node("QuantizeLinear", &["root", "w", "i8"], "q"),
-                node("DequantizeLinear", &["q", "w", "i8"], "d"),
-                node("DequantizeLinear", &["codes", "w"], "weight"),
-                node("MatMul", &["d", "weight"], "product"),
-                node("QuantizeLinear", &["product", "w", "i8"], "q2"),
-                node("DequantizeLinear", &["q2", "w", "i8"], "d2"),
-                node("Relu", &["d2"], "y"),
-            ];
-            let options = Fp16Options {
-                keep: vec![keep.to_owned()],
-                ..Fp16Options::default()
-            };
-            planned(nodes, &["y"], &options)
-        };
-        let usual = nodes("");
-        let expected = [
-            ("q", Single),
-            ("d", Half),
-            ("weight", Half),
-            ("product", Half),
-            ("q2", Half),
-            ("d2", Half),
-        ];
-        for (value, precision) in expected {
-            assert_eq!(usual.of(value), Some(precision), "{value}");
-        }
-        let kept = nodes("product/MatMul");
-        for value in ["d", "weight", "product", "q2"] {
-            assert_eq!(kept.of(value), Some(Single), "{value}");
-        }
-        assert_eq!(kept.of("d2"), Some(Half));
-    }
-
-    #[test]
-    fn operators_to_be_lowered_are_refused_by_name() {
-        let mut attention = node("GroupQueryAttention", &["x", "z"], "a");
-        attention.domain = "com.microsoft".to_owned();
-        let quantize = node("MatMulInteger", &["a", "w"], "y");
-        let model = model(
-            vec![value("x", F32), value("z", F32)],
-            vec![scalar("w", 1.0)],
-            vec![attention, quantize],
-            vec![value("y", F32)],
-        );
-        let types = Types::infer(&model).expect("types");
-        let options = Fp16Options::default();
-        let error = plan(model.graph(), &types, &options, &mut |_| Ok(0)).expect_err("refused");
-        let error = error.to_string();
-        assert!(
-            error.contains("a/GroupQuery") && error.contains("y/MatMulInteger"),
-            "{error}"
-        );
-    }
 }
