@@ -64,7 +64,9 @@ def main():
     print("| precision | answers equal to FP32's | right answers | 95 % interval | bundle, MB |\n|---|---|---|---|---|")
     for r in results:
         low, high = (100 * x for x in r["accuracy"]["interval95"])
-        kept = f", {len(r['gate']['kept'])} nodes in FP16" if r["gate"] and r["gate"]["kept"] else ""
+        gate = r["gate"] or {}
+        left_out = [f"{len(gate.get(key, []))} nodes {where}" for key, where in [("kept", "in FP16"), ("weights_only", "in INT8 weights")] if gate.get(key)]
+        kept = "".join(f", {what}" for what in left_out)
         print(f"| {r['row']}{kept} | {percent(r['agreement'])} | {percent(r['accuracy'])} | {low:.1f} to {high:.1f} | {r['bytes'] / 1e6:.1f} |")
     if a.json:
         a.json.write_text(json.dumps({"model": str(a.model), "data": str(a.data), "rows": results}, indent=1) + "\n")
