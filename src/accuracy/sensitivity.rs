@@ -392,7 +392,8 @@ mod tests {
         let mut compared = 0;
         for component in ["vision", "decoder"] {
             let of = found.layers.iter().filter(|l| l.component == component);
-            for layer in of.step_by(17) {
+            // A residual alone is not quantized: it goes with its convolution.
+            for layer in of.filter(|l| l.ops != ["Add"]).step_by(17) {
                 let mut deviation = Deviation::default();
                 let logits_then = match component {
                     "vision" => {
