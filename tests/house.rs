@@ -59,7 +59,15 @@ const FENCES: &[(&str, &str)] = &[
         "src/cpu/linear/tile.rs",
         "vector instructions, and addresses within checked slices",
     ),
+    (
+        "src/cuda/driver.rs",
+        "memory, modules, graphs of the CUDA driver",
+    ),
     ("src/cuda/ffi.rs", "calls into the CUDA driver and NVRTC"),
+    (
+        "src/cuda/kernels/launch.rs",
+        "kernels are launched with memory that was checked",
+    ),
     (
         "src/cuda/kernels/machines.rs",
         "tests launch kernels, on the host and on a GPU",
@@ -67,6 +75,7 @@ const FENCES: &[(&str, &str)] = &[
     ("src/huge_pages.rs", "an allocator"),
     ("src/onnx/map.rs", "files mapped into memory"),
     ("src/trt/ffi.rs", "the bridge to the C++ shim"),
+    ("src/trt/runtime.rs", "plans run on memory of the device"),
 ];
 
 fn sources(dir: &Path, out: &mut Vec<PathBuf>) {

@@ -33,14 +33,29 @@ const CALLS: [&CStr; 9] = [
 
 /// Whether the driver library can be opened, and is one.
 pub(super) fn driver_is_present() -> bool {
+    missing(&CALLS).is_none()
+}
+
+/// The first of these functions that the driver library lacks, whether it is there or not.
+fn missing<'a>(calls: &[&'a CStr]) -> Option<&'a CStr> {
     // SAFETY: opens libcuda by its own names, whose initialisers are NVIDIA's, as any program
     // that is linked with it does.
     let opened = unsafe { sys::is_culib_present() };
-    opened
-        && CALLS.iter().all(|&call| {
-            // SAFETY: the library was opened above. The address is looked up, not called.
-            unsafe { sys::culib().get::<unsafe extern "C" fn()>(call) }.is_ok()
-        })
+    calls.iter().copied().find(|call| {
+        // SAFETY: the library was opened. The address is looked up, not called.
+        !opened || unsafe { sys::culib().get::<unsafe extern "C" fn()>(*call) }.is_err()
+    })
+}
+
+/// Refuses a driver that lacks one of these functions.
+pub(super) fn require_calls(calls: &[&CStr]) -> Result<()> {
+    match missing(calls) {
+        None => Ok(()),
+        Some(call) => Err(Error::Unavailable {
+            what: "the CUDA driver".to_owned(),
+            reason: format!("it is too old: it has no {}", call.to_string_lossy()),
+        }),
+    }
 }
 
 fn require_driver(call: &'static str) -> Result<()> {
@@ -92,14 +107,15 @@ pub(super) fn device(index: i32) -> Result<Device> {
     };
     // SAFETY: `device` was returned by cuDeviceGet above.
     let memory = unsafe { result::device::total_mem(device) };
+    let memory = memory.map_err(|e| driver_error("cuDeviceTotalMem", e))?;
     Ok(Device {
         name: result::device::get_name(device).map_err(|e| driver_error("cuDeviceGetName", e))?,
         capability: (attribute(MAJOR)?, attribute(MINOR)?),
-        memory_bytes: memory.map_err(|e| driver_error("cuDeviceTotalMem", e))? as u64,
+        memory_bytes: memory as u64,
     })
 }
 
-fn driver_error(call: &'static str, error: DriverError) -> Error {
+pub(super) fn driver_error(call: &'static str, error: DriverError) -> Error {
     // The text of a code comes from the library too, which is there when a code is.
     let name = error
         .error_name()

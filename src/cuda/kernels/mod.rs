@@ -2,6 +2,7 @@
 //!
 //! | kernel | does | launch |
 //! |--------|------|--------|
+//! | `prompt_rows_*` | embeddings and visual rows of a prompt | a block a row |
 //! | `step_inputs_*` | embeddings, positions and mask of a step | blocks for rows |
 //! | `kv_append` | new rows of the KV cache to their slots | a thread for 16 bytes |
 //! | `verify_*` | argmax of the rows, accepted prefix, next token, end of the answer | blocks for parts of rows |
@@ -12,12 +13,15 @@
 //! Without a GPU the same source is compiled for the host and run thread by thread (`tests/simt`).
 
 pub mod kv_append;
+mod launch;
 #[cfg(test)]
 mod machines;
+pub mod prompt_rows;
 mod step;
 pub mod step_inputs;
 pub mod verify;
 
+pub use launch::{Float, Kernels, StepInputs, Table};
 pub use step::{MAX_DRAFT, MAX_EOS, Step, Stop};
 
 use super::ffi;
@@ -37,17 +41,23 @@ pub struct Dims {
 pub const SOURCE: &str = concat!(
     include_str!("device.cuh"),
     include_str!("step_inputs.cu"),
+    include_str!("prompt_rows.cu"),
     include_str!("kv_append.cu"),
     include_str!("verify.cu"),
 );
 
 /// Names of all kernels.
-pub const ENTRIES: [&str; 8] = [
+pub const ENTRIES: [&str; 13] = [
     "step_inputs_f32_f32",
     "step_inputs_f16_f32",
     "step_inputs_i8_f32",
     "step_inputs_f16_f16",
     "step_inputs_i8_f16",
+    "prompt_rows_f32_f32",
+    "prompt_rows_f16_f32",
+    "prompt_rows_i8_f32",
+    "prompt_rows_f16_f16",
+    "prompt_rows_i8_f16",
     "kv_append",
     "verify_f16",
     "verify_f32",
