@@ -84,9 +84,11 @@ rust::Vec<int64_t> shape_of(const trt::Dims &dims) {
   return shape;
 }
 
-trt::Dims dims_of(const DimRange &range, const rust::Vec<int64_t> &shape) {
-  require(shape.size() <= static_cast<size_t>(trt::Dims::MAX_DIMS), code::PROFILE,
-          std::string(range.input) + ": too many dimensions");
+template <typename Shape>
+trt::Dims dims_of(const std::string &input, const Shape &shape,
+                  const char *error_code) {
+  require(shape.size() <= static_cast<size_t>(trt::Dims::MAX_DIMS), error_code,
+          input + ": too many dimensions");
   trt::Dims dims{};
   dims.nbDims = static_cast<int32_t>(shape.size());
   for (size_t i = 0; i < shape.size(); ++i) {
@@ -179,7 +181,7 @@ public:
     for (const DimRange &range : ranges) {
       const std::string name(range.input);
       const auto set = [&](Select select, const rust::Vec<int64_t> &shape) {
-        require(profile->setDimensions(name.c_str(), select, dims_of(range, shape)),
+        require(profile->setDimensions(name.c_str(), select, dims_of(name, shape, code::PROFILE)),
                 code::PROFILE, name + ": these dimensions were refused");
       };
       set(Select::kMIN, range.min);
@@ -306,45 +308,105 @@ private:
   size_t size_ = 0;
 };
 
+// A plan as TensorRT holds it; destroyed from the last to the first.
+struct Deserialised {
+  Deserialised(std::shared_ptr<Library> from, const std::string &path,
+               rust::Box<Events> events)
+      : library(std::move(from)), receiver(std::move(events)) {
+    using NewRuntime = void *(*)(void *, int32_t);
+    require_compatible(*library);
+    const auto new_runtime = reinterpret_cast<NewRuntime>(
+        library->infer_symbol("createInferRuntime_INTERNAL"));
+    trt::ILogger *logger = &receiver;
+    const Mapping file(path);
+    runtime = own(static_cast<trt::IRuntime *>(
+                      new_runtime(logger, NV_TENSORRT_VERSION)),
+                  "runtime");
+    trt::ICudaEngine *deserialised =
+        runtime->deserializeCudaEngine(file.data(), file.size());
+    require(deserialised != nullptr, code::PLAN,
+            path + ": deserializeCudaEngine returned no engine");
+    engine = own(deserialised, "engine");
+  }
+
+  std::shared_ptr<Library> library;
+  Receiver receiver;
+  Owned<trt::IRuntime> runtime;
+  Owned<trt::ICudaEngine> engine;
+};
+
+class ExecutionImpl final : public Execution {
+public:
+  ExecutionImpl(std::shared_ptr<const Deserialised> plan, int32_t profile,
+                uint64_t stream)
+      : plan_(std::move(plan)) {
+    context_ = own(plan_->engine->createExecutionContext(
+                       trt::ExecutionContextAllocationStrategy::kUSER_MANAGED),
+                   "execution context");
+    require(context_->setOptimizationProfileAsync(profile, stream_of(stream)),
+            code::BIND, "profile " + std::to_string(profile) + " was refused");
+  }
+
+  void set_shape(rust::Str input, rust::Slice<const int64_t> dims) override {
+    const std::string name(input);
+    require(context_->setInputShape(name.c_str(), dims_of(name, dims, code::BIND)),
+            code::BIND, name + ": this shape was refused");
+  }
+
+  void bind(rust::Str tensor, uint64_t address) override {
+    const std::string name(tensor);
+    require(context_->setTensorAddress(name.c_str(),
+                                       reinterpret_cast<void *>(address)),
+            code::BIND, name + ": this address was refused");
+  }
+
+  void set_scratch(uint64_t address, int64_t n_bytes) override {
+    context_->setDeviceMemoryV2(reinterpret_cast<void *>(address), n_bytes);
+  }
+
+  rust::Vec<int64_t> shape(rust::Str tensor) const override {
+    return shape_of(context_->getTensorShape(std::string(tensor).c_str()));
+  }
+
+  void enqueue(uint64_t stream) override {
+    require(context_->enqueueV3(stream_of(stream)), code::ENQUEUE,
+            "enqueueV3 returned false");
+  }
+
+private:
+  static cudaStream_t stream_of(uint64_t stream) {
+    return reinterpret_cast<cudaStream_t>(stream);
+  }
+
+  std::shared_ptr<const Deserialised> plan_;
+  Owned<trt::IExecutionContext> context_;
+};
+
 class PlanImpl final : public Plan {
 public:
   PlanImpl(std::shared_ptr<Library> library, const std::string &path,
            rust::Box<Events> events)
-      : library_(std::move(library)), receiver_(std::move(events)) {
-    using NewRuntime = void *(*)(void *, int32_t);
-    require_compatible(*library_);
-    const auto new_runtime = reinterpret_cast<NewRuntime>(
-        library_->infer_symbol("createInferRuntime_INTERNAL"));
-    trt::ILogger *logger = &receiver_;
-    const Mapping file(path);
-    runtime_ = own(static_cast<trt::IRuntime *>(
-                       new_runtime(logger, NV_TENSORRT_VERSION)),
-                   "runtime");
-    trt::ICudaEngine *engine =
-        runtime_->deserializeCudaEngine(file.data(), file.size());
-    require(engine != nullptr, code::PLAN,
-            path + ": deserializeCudaEngine returned no engine");
-    engine_ = own(engine, "engine");
-  }
+      : plan_(std::make_shared<Deserialised>(std::move(library), path,
+                                             std::move(events))) {}
 
   rust::Vec<IoTensor> io() const override {
     rust::Vec<IoTensor> tensors;
-    for (int32_t i = 0; i < engine_->getNbIOTensors(); ++i) {
-      const char *name = engine_->getIOTensorName(i);
+    for (int32_t i = 0; i < engine().getNbIOTensors(); ++i) {
+      const char *name = engine().getIOTensorName(i);
       IoTensor io;
       io.name = text(name);
       io.is_input =
-          engine_->getTensorIOMode(name) == trt::TensorIOMode::kINPUT;
-      io.is_shape = engine_->isShapeInferenceIO(name);
-      io.dtype = static_cast<int32_t>(engine_->getTensorDataType(name));
-      io.shape = shape_of(engine_->getTensorShape(name));
+          engine().getTensorIOMode(name) == trt::TensorIOMode::kINPUT;
+      io.is_shape = engine().isShapeInferenceIO(name);
+      io.dtype = static_cast<int32_t>(engine().getTensorDataType(name));
+      io.shape = shape_of(engine().getTensorShape(name));
       tensors.push_back(std::move(io));
     }
     return tensors;
   }
 
   int32_t n_profiles() const override {
-    return engine_->getNbOptimizationProfiles();
+    return engine().getNbOptimizationProfiles();
   }
 
   rust::Vec<DimRange> profile(int32_t index) const override {
@@ -358,7 +420,7 @@ public:
       }
       const std::string name(tensor.name);
       const auto at = [&](Select select) {
-        return shape_of(engine_->getProfileShape(name.c_str(), index, select));
+        return shape_of(engine().getProfileShape(name.c_str(), index, select));
       };
       DimRange range;
       range.input = tensor.name;
@@ -371,17 +433,26 @@ public:
   }
 
   int64_t device_memory_bytes() const override {
-    return engine_->getDeviceMemorySizeV2();
+    return engine().getDeviceMemorySizeV2();
   }
 
-  int32_t n_layers() const override { return engine_->getNbLayers(); }
+  int32_t n_layers() const override { return engine().getNbLayers(); }
+
+  int64_t scratch_bytes(int32_t profile) const override {
+    return engine().getDeviceMemorySizeForProfileV2(profile);
+  }
+
+  std::unique_ptr<Execution> new_execution(int32_t profile,
+                                           uint64_t stream) const override {
+    require(profile >= 0 && profile < n_profiles(), code::STATE,
+            "no profile " + std::to_string(profile));
+    return std::make_unique<ExecutionImpl>(plan_, profile, stream);
+  }
 
 private:
-  // Destroyed from the last to the first.
-  std::shared_ptr<Library> library_;
-  Receiver receiver_;
-  Owned<trt::IRuntime> runtime_;
-  Owned<trt::ICudaEngine> engine_;
+  const trt::ICudaEngine &engine() const { return *plan_->engine; }
+
+  std::shared_ptr<const Deserialised> plan_;
 };
 
 } // namespace

@@ -61,7 +61,23 @@ public:
   virtual rust::Vec<uint8_t> timing_cache() const = 0; // empty if this TensorRT has none
 };
 
-// A deserialised plan, to be described.
+// One way to run a plan: a profile, the shapes of its inputs, and where its tensors lie. It keeps its plan
+// alive. Addresses are the device's; whoever binds one keeps the memory.
+class Execution {
+public:
+  Execution() = default;
+  Execution(const Execution &) = delete;
+  Execution &operator=(const Execution &) = delete;
+  virtual ~Execution() = default;
+
+  virtual void set_shape(rust::Str input, rust::Slice<const int64_t> dims) = 0;
+  virtual void bind(rust::Str tensor, uint64_t address) = 0;
+  virtual void set_scratch(uint64_t address, int64_t n_bytes) = 0;
+  virtual rust::Vec<int64_t> shape(rust::Str tensor) const = 0; // with all inputs set
+  virtual void enqueue(uint64_t stream) = 0;
+};
+
+// A deserialised plan, to be described and run.
 class Plan {
 public:
   Plan() = default;
@@ -74,6 +90,10 @@ public:
   virtual rust::Vec<DimRange> profile(int32_t index) const = 0;
   virtual int64_t device_memory_bytes() const = 0;
   virtual int32_t n_layers() const = 0;
+  // Scratch that an execution with this profile needs.
+  virtual int64_t scratch_bytes(int32_t profile) const = 0;
+  virtual std::unique_ptr<Execution> new_execution(int32_t profile,
+                                                   uint64_t stream) const = 0;
 };
 
 std::shared_ptr<Library> open_library(rust::Str infer, rust::Str parser);

@@ -20,6 +20,8 @@ constexpr const char *TARGET = "target";   // a compute capability was refused
 constexpr const char *CONFIG = "config";   // another setting was refused
 constexpr const char *BUILD = "build";     // the builder returned no plan
 constexpr const char *PLAN = "plan";       // a plan file cannot be read or deserialised
+constexpr const char *BIND = "bind";       // a shape or an address was refused
+constexpr const char *ENQUEUE = "enqueue"; // a run was not enqueued
 constexpr const char *STATE = "state";     // a call in the wrong order
 constexpr const char *INTERNAL = "internal";
 } // namespace code

@@ -1,7 +1,8 @@
 //! The bridge to the C++ shim (an unsafe fence: see `tests/house.rs`).
 //!
-//! Both sides' signatures stand here and nowhere else. No address, TensorRT type or enum
-//! crosses: only integers, strings and slices. Every function that can fail returns a `Result`
+//! Both sides' signatures stand here and nowhere else. No TensorRT type or enum crosses, and no
+//! address of the host: only integers, strings and slices. Addresses of the device are integers that
+//! [`super::runtime`] takes from memory which it keeps. Every function that can fail returns a `Result`
 //! whose text is `code|message`, taken apart by [`super::error::from_shim`].
 #![allow(unsafe_code)]
 
@@ -60,8 +61,9 @@ pub(super) mod shim {
         fn cancelled(self: &Events) -> bool;
     }
 
-    // SAFETY: none of these functions trusts an address that Rust gives it. They check order
-    // of calls, flavour and version themselves, and what they hand out borrows from `self`.
+    // SAFETY: but for `bind`, `set_scratch` and `enqueue`, which are unsafe to call, none of these functions
+    // trusts an address that Rust gives it. They check order of calls, flavour and version
+    // themselves, and what they hand out borrows from `self` or owns what it needs.
     unsafe extern "C++" {
         include!("trtvlm/cpp/shim.h");
 
@@ -98,9 +100,24 @@ pub(super) mod shim {
         fn profile(self: &Plan, index: i32) -> Result<Vec<DimRange>>;
         fn device_memory_bytes(self: &Plan) -> Result<i64>;
         fn n_layers(self: &Plan) -> Result<i32>;
+        fn scratch_bytes(self: &Plan, profile: i32) -> Result<i64>;
+        fn new_execution(self: &Plan, profile: i32, stream: u64) -> Result<UniquePtr<Execution>>;
+
+        type Execution;
+        fn set_shape(self: Pin<&mut Execution>, input: &str, dims: &[i64]) -> Result<()>;
+        unsafe fn bind(self: Pin<&mut Execution>, tensor: &str, address: u64) -> Result<()>;
+        unsafe fn set_scratch(self: Pin<&mut Execution>, address: u64, n_bytes: i64) -> Result<()>;
+        fn shape(self: &Execution, tensor: &str) -> Result<Vec<i64>>;
+        unsafe fn enqueue(self: Pin<&mut Execution>, stream: u64) -> Result<()>;
 
         #[allow(dead_code)] // for the test of the order of destruction
         fn teardown_order(builder: UniquePtr<Builder>) -> Vec<String>;
         fn exit_now(status: i32);
     }
 }
+
+// SAFETY: TensorRT's runtime objects take calls from any one thread at a time, and nothing of them is bound to
+// the thread that made them. The receiver of log lines is called from any thread as it is.
+unsafe impl Send for shim::Execution {}
+// SAFETY: as above.
+unsafe impl Send for shim::Plan {}

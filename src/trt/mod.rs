@@ -5,6 +5,7 @@
 //! | discover | [`discover`]        | loads libraries, calls no object of theirs |
 //! | build    | [`build_in_child`]  | a child process, whose entry is [`child::run`] |
 //! | describe | [`describe_plan`]   | this process, after the CUDA driver has answered |
+//! | run      | [`Runtime`], [`Engine`], [`Execution`] | this process, on the stream of a [`Device`](crate::cuda::Device) |
 //!
 //! Terms: a *flavour* is TensorRT-RTX, TensorRT itself or its lean runtime; an *ABI* is a flavour
 //! and a major version, for which this program holds its own copy of the C++ shim; a *plan* is
@@ -29,6 +30,7 @@ mod memory;
 mod parent;
 mod plan;
 mod progress;
+mod runtime;
 mod search;
 #[cfg(test)]
 mod side_by_side_tests;
@@ -42,4 +44,5 @@ pub use memory::planned_bytes;
 pub use parent::build_in_child;
 pub use plan::{PlanDesc, describe_plan};
 pub use progress::{Fraction, Progress};
+pub use runtime::{Engine, Execution, Runtime, element_bytes};
 pub use spec::{BuildReport, BuildSpec, DType, DimRange, IoMode, Profile, Sm, TensorDesc};

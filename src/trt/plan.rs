@@ -97,7 +97,7 @@ fn describe_with(opened: &Opened, path: &Path) -> Result<PlanDesc> {
     })
 }
 
-fn profiles(plan: &UniquePtr<shim::Plan>) -> Result<Vec<Profile>> {
+pub(super) fn profiles(plan: &UniquePtr<shim::Plan>) -> Result<Vec<Profile>> {
     let call = "getProfileShape";
     let n = plan.n_profiles().map_err(|e| from_shim(call, &e))?;
     let profile = |index| {
