@@ -96,6 +96,7 @@ fn bundle(dir: &Path) -> String {
                 name: "kv cache".to_owned(),
                 bytes: 3 << 20,
             }],
+            kernels: None,
         }],
         files: vec![],
     };

@@ -132,6 +132,7 @@ pub(super) fn graphs(
         },
         components,
         memory,
+        kernels: None,
     };
     Ok((set, reports))
 }

@@ -1,4 +1,5 @@
-//! Finishing a portable bundle: plans from its graphs, on the machine that they are for.
+//! Finishing a portable bundle: plans from its graphs, on the machine that they are for, and kernels where that
+//! has a compiler.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -43,8 +44,14 @@ pub fn finish(
     let set = &bundle.manifest().engines[index];
     let writer = BundleWriter::create(options.out, options.force)?;
     let cancel = options.builder.cancel;
-    let (plans, reports) = plans::from_graphs(bundle, set, sm, options.builder, &writer, on_event)?;
-    copy_rest(bundle, set, &writer, cancel)?;
+    let (mut plans, reports) =
+        plans::from_graphs(bundle, set, sm, options.builder, &writer, on_event)?;
+    // Kernels that this machine's compiler made fit its driver; without one those of the bundle stay.
+    let compiled = plans.kernels.is_some();
+    if !compiled {
+        plans.kernels.clone_from(&set.kernels);
+    }
+    copy_rest(bundle, set, compiled, &writer, cancel)?;
     let mut manifest = bundle.manifest().clone();
     manifest.finished_from = Some(Origin {
         manifest_sha256: bundle.digest().to_owned(),
@@ -88,21 +95,26 @@ fn portable_set(bundle: &Bundle, target: Target) -> Result<(usize, u16)> {
     }
 }
 
-/// Copies what a bundle holds beside the graphs of one set.
+/// Copies what a bundle holds beside the graphs of one set, and beside its kernels if they were `compiled`
+/// anew.
 fn copy_rest(
     bundle: &Bundle,
     set: &EngineSet,
+    compiled: bool,
     writer: &BundleWriter,
     cancel: &AtomicBool,
 ) -> Result<()> {
-    let is_graph = |name: &str| {
-        set.components.iter().any(|component| {
-            let rest = name.strip_prefix(component.file.as_str());
-            rest.is_some_and(|rest| rest.is_empty() || rest == ".data")
-        })
+    let is_made = |name: &str| {
+        let kernels = set.kernels.as_ref().filter(|_| compiled);
+        let is_kernels = kernels.is_some_and(|kernels| kernels.file == name);
+        is_kernels
+            || set.components.iter().any(|component| {
+                let rest = name.strip_prefix(component.file.as_str());
+                rest.is_some_and(|rest| rest.is_empty() || rest == ".data")
+            })
     };
     let files = bundle.manifest().files.iter();
-    for file in files.filter(|file| !is_graph(&file.path)) {
+    for file in files.filter(|file| !is_made(&file.path)) {
         check_cancel(cancel)?;
         let from = bundle.dir().join(&file.path);
         writer.copy(&from, &file.path)?;

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use super::component::{COMPONENTS, ComponentKind, Prepared, Runner, prepare};
 use super::engines::{ENGINES, EngineReport, check_cancel, component, part, size_with_data};
+use super::kernels;
 use super::order::{BuildOptions, Event};
 use super::shapes::{Capacity, profiles};
 use crate::bundle::{
@@ -95,7 +96,7 @@ pub(super) fn save_graph(
     })
 }
 
-fn graph_name(kind: ComponentKind, sm: u16) -> String {
+pub(super) fn graph_name(kind: ComponentKind, sm: u16) -> String {
     format!("{}.{}.onnx", kind.name(), Target::Sm(sm))
 }
 
@@ -156,6 +157,7 @@ pub(super) fn portable(
         engine: Engine::graphs(opset),
         components,
         memory,
+        kernels: kernels::compile(sm, writer)?,
     };
     Ok((set, reports))
 }

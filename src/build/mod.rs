@@ -18,6 +18,7 @@ mod cuts;
 mod engines;
 mod finish;
 mod graphs;
+mod kernels;
 mod order;
 #[cfg_attr(not(feature = "tensorrt"), path = "no_plans.rs")]
 mod plans;

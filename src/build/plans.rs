@@ -1,4 +1,5 @@
-//! Plans: TensorRT's engines, each built in a child process from a graph that is saved for it.
+//! Plans: TensorRT's engines, each built in a child process from a graph that is saved for it. The embedding
+//! table stays a graph: nothing is computed there.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -6,7 +7,8 @@ use std::time::Instant;
 
 use super::component::{COMPONENTS, ComponentKind};
 use super::engines::{ENGINES, EngineReport, check_cancel, part};
-use super::graphs::{KV_CACHE, SavedGraph, kv_cache, save_graph};
+use super::graphs::{KV_CACHE, SavedGraph, graph_name, kv_cache, save_graph};
+use super::kernels;
 use super::order::{BuildOptions, Builder, Event};
 use super::shapes::Capacity;
 use crate::bundle::{
@@ -37,7 +39,7 @@ pub(super) fn tensorrt(
         let start = Instant::now();
         let work = Work::create(writer)?;
         let graph = save_graph(kind, model, sm, capacity, options, &work.path, read)?;
-        plans.build(graph, start, on_event)?;
+        plans.add(graph, start, on_event)?;
     }
     plans.finish(kv_cache(capacity, &model.config, options.precision))
 }
@@ -55,7 +57,7 @@ pub(super) fn from_graphs(
     for component in &set.components {
         let graph = SavedGraph::of_bundle(bundle, component)?;
         plans.begin(graph.kind, on_event)?;
-        plans.build(graph, Instant::now(), on_event)?;
+        plans.add(graph, Instant::now(), on_event)?;
     }
     let cache = set.memory.iter().find(|part| part.name == KV_CACHE);
     plans.finish(cache.cloned().unwrap_or_else(|| part(KV_CACHE, 0)))
@@ -101,7 +103,55 @@ impl<'a> Plans<'a> {
         Ok(())
     }
 
-    /// Builds the next plan in a child process; its graph was begun at `start`.
+    /// Makes of the next graph, which was begun at `start`, what runs.
+    fn add(
+        &mut self,
+        graph: SavedGraph,
+        start: Instant,
+        on_event: &mut dyn FnMut(&Event),
+    ) -> Result<()> {
+        match graph.kind {
+            ComponentKind::Embed => self.keep(graph, start, on_event),
+            ComponentKind::Vision | ComponentKind::Decoder => self.build(graph, start, on_event),
+        }
+    }
+
+    /// Takes the graph as it is: the table in it is all that a kernel of ours needs.
+    fn keep(
+        &mut self,
+        graph: SavedGraph,
+        start: Instant,
+        on_event: &mut dyn FnMut(&Event),
+    ) -> Result<()> {
+        let target = Target::Sm(self.sm);
+        let name = graph.kind.name();
+        let mut component = graph.component;
+        component.profiles.clear();
+        component.file = format!("{ENGINES}/{}", graph_name(graph.kind, self.sm));
+        // Weights lie beside a graph, under the name that it knows them by.
+        for file in &component.graph {
+            let from = graph.onnx.with_file_name(&file.path);
+            self.writer
+                .copy(&from, &format!("{ENGINES}/{}", file.path))?;
+        }
+        let bytes = component.graph.iter().map(|file| file.bytes).sum();
+        self.memory
+            .push(part("embedding table", graph.weight_bytes));
+        self.reports.push(EngineReport {
+            target: target.to_string(),
+            component: name,
+            file: component.file.clone(),
+            bytes,
+            seconds: start.elapsed().as_secs_f64(),
+            peak_memory_bytes: 0,
+            quantized: graph.quantized,
+        });
+        self.components.push(component);
+        on_event(&Event::Done);
+        Ok(())
+    }
+
+    /// Builds a plan in a child process.
     fn build(
         &mut self,
         graph: SavedGraph,
@@ -171,6 +221,7 @@ impl<'a> Plans<'a> {
             engine,
             components: self.components,
             memory: self.memory,
+            kernels: kernels::compile(self.sm, self.writer)?,
         };
         Ok((set, self.reports))
     }

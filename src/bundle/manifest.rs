@@ -209,6 +209,20 @@ pub struct EngineSet {
     pub components: Vec<Component>,
     /// What a run will hold in memory.
     pub memory: Vec<Part>,
+    /// CUDA kernels for the target, if it is a GPU and there was a compiler for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<KernelInfo>,
+}
+
+/// Compiled CUDA kernels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelInfo {
+    /// The cubin in the bundle, relative.
+    pub file: String,
+    /// Version of NVRTC that compiled it, `12.6`: drivers take those of their own major version, and
+    /// older ones.
+    pub nvrtc: String,
 }
 
 /// One part of a memory plan.
@@ -451,15 +465,11 @@ impl Manifest {
         distinct("target", targets.iter().map(String::as_str))?;
         for set in &self.engines {
             distinct("component", set.components.iter().map(|c| c.name.as_str()))?;
-            if let Some(lost) = set
-                .components
-                .iter()
-                .find(|c| !files.contains(c.file.as_str()))
-            {
-                return Err(format!(
-                    "component `{}`: `{}` is not listed",
-                    lost.name, lost.file
-                ));
+            let components = set.components.iter().map(|c| (c.name.as_str(), &c.file));
+            let kernels = set.kernels.iter().map(|k| ("kernels", &k.file));
+            let mut named = components.chain(kernels);
+            if let Some((name, file)) = named.find(|(_, file)| !files.contains(file.as_str())) {
+                return Err(format!("component `{name}`: `{file}` is not listed"));
             }
         }
         if self.kv_capacity as usize > limits::CONTEXT_TOKENS

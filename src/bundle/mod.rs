@@ -23,8 +23,8 @@ mod writer;
 pub use crate::digest::{FileDigest, sha256_file};
 pub use layout::{MANIFEST, MANIFEST_DIGEST};
 pub use manifest::{
-    AccuracyInfo, Buckets, Component, EngineSet, Extent, Manifest, ModelInfo, Origin, Part,
-    Precision, Profile, ProfileInput, QuantizationInfo, QuantizedCounts, SCHEMA_VERSION,
+    AccuracyInfo, Buckets, Component, EngineSet, Extent, KernelInfo, Manifest, ModelInfo, Origin,
+    Part, Precision, Profile, ProfileInput, QuantizationInfo, QuantizedCounts, SCHEMA_VERSION,
     TensorInfo,
 };
 pub use reader::Bundle;

@@ -67,6 +67,7 @@ fn manifest() -> Manifest {
                 name: "kv cache".to_owned(),
                 bytes: 1 << 20,
             }],
+            kernels: None,
         }],
         files: vec![],
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use trtvlm::Error;
-use trtvlm::bundle::{Bundle, BundleWriter, MANIFEST, MANIFEST_DIGEST};
+use trtvlm::bundle::{Bundle, BundleWriter, KernelInfo, MANIFEST, MANIFEST_DIGEST};
 
 use super::{build, fill, manifest, names, with_bundle};
 
@@ -81,6 +81,22 @@ fn writer_dropped_or_inconsistent_leaves_nothing() {
         error
             .to_string()
             .contains("`engines/vision.plan` is not listed"),
+        "{error}"
+    );
+    let writer = BundleWriter::create(&out, false).expect("create");
+    fill(&writer, b"x");
+    let mut with_kernels = manifest();
+    with_kernels.engines[0].kernels = Some(KernelInfo {
+        file: "kernels/sm86.cubin".to_owned(),
+        nvrtc: "13.0".to_owned(),
+    });
+    let error = writer
+        .finish(with_kernels)
+        .expect_err("no kernels were written");
+    assert!(
+        error
+            .to_string()
+            .contains("`kernels/sm86.cubin` is not listed"),
         "{error}"
     );
     let writer = BundleWriter::create(&out, false).expect("create");
