@@ -259,19 +259,6 @@ impl CpuBackend {
         Ok(rows.into())
     }
 
-    /// Mean of the embeddings of ids, `[d_model]`.
-    fn mean_embedding(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        let mut rows = Vec::with_capacity(ids.len() * self.d_model);
-        self.embedding.rows(ids, &mut rows)?;
-        let mut mean = vec![0f32; self.d_model];
-        for row in rows.chunks_exact(self.d_model) {
-            for (sum, x) in mean.iter_mut().zip(row) {
-                *sum += x / ids.len() as f32;
-            }
-        }
-        Ok(mean)
-    }
-
     /// How much the rows behind the last visual one attend to each visual row of a prompt.
     fn saliency(&self, prompt: &Prefill<'_>) -> Result<Vec<f32>> {
         let saliency = self.saliency.as_ref().ok_or_else(|| Error::Unavailable {
@@ -324,7 +311,7 @@ impl Backend for CpuBackend {
     fn prune(&mut self, request: &Prune<'_>) -> Result<Kept> {
         let needs = request.policy.needs();
         let question = match needs.question {
-            true => Some(self.mean_embedding(request.question)?),
+            true => Some(self.embedding.mean(request.question)?),
             false => None,
         };
         let saliency = match needs.saliency {

@@ -18,9 +18,13 @@ mod cpu_decoder;
 mod cpu_draft;
 pub mod draft;
 mod saliency;
+#[cfg(feature = "tensorrt")]
+mod tensorrt;
 
 pub use cpu::CpuBackend;
 pub use draft::DraftModel;
+#[cfg(feature = "tensorrt")]
+pub use tensorrt::TensorRtBackend;
 
 use crate::error::{Error, Result};
 use crate::preprocess::PixelValues;
@@ -96,6 +100,15 @@ impl Logits {
     }
 }
 
+/// Tokens that a backend chose itself, the largest logit of each row, the lowest id among equals.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chosen {
+    /// Size of the vocabulary.
+    pub n_vocab: usize,
+    /// The drafts that it agrees with, and its own token behind them: at least one.
+    pub ids: Vec<u32>,
+}
+
 /// Runs a model's steps; holds the features of one frame and the KV cache of one sequence.
 pub trait Backend: Send {
     /// Encodes a frame and keeps its visual rows; returns how many there are.
@@ -160,6 +173,23 @@ pub trait Backend: Send {
     /// # Errors
     /// As [`Backend::encode`].
     fn step(&mut self, ids: &[u32], position: u32) -> Result<Logits>;
+
+    /// As [`prefill`](Self::prefill), for a caller who takes the largest logit and looks at no other; `None`
+    /// from a backend that leaves the choice to its caller, which has then done nothing.
+    ///
+    /// # Errors
+    /// As [`prefill`](Self::prefill); [`Error::Logits`] if there is no largest one.
+    fn prefill_greedily(&mut self, _prompt: &Prefill<'_>) -> Result<Option<Chosen>> {
+        Ok(None)
+    }
+
+    /// As [`step`](Self::step), for the same caller: all `ids` behind the first are drafts.
+    ///
+    /// # Errors
+    /// As [`prefill_greedily`](Self::prefill_greedily).
+    fn step_greedily(&mut self, _ids: &[u32], _position: u32) -> Result<Option<Chosen>> {
+        Ok(None)
+    }
 
     /// Forgets all rows of the sequence but the first `n_rows`.
     ///

@@ -16,7 +16,7 @@ use crate::bench::{Machine, ModelDigest, Plan, Ran, Results, RowReport, SHARES, 
 use crate::error::Error;
 use crate::eval::{Checked, check_items};
 use crate::items::{read_items, spread};
-use crate::pipeline::{Ask, Pipeline, Pruning};
+use crate::pipeline::{Ask, Choice, Pipeline, Pruning};
 use crate::prune::{Keep, Pruner};
 
 /// Share of the ablation's rows with pruning, where `--keep` does not say.
@@ -108,7 +108,7 @@ impl Args {
         let configurations = plan.configurations()?;
         let variant = self.quantized_variant.as_deref();
         let mut quantized = match &self.quantized {
-            Some(model) => Some(open(model, variant, cancel)?),
+            Some(model) => Some(open(model, variant, Choice::Auto, cancel)?),
             None => None,
         };
         let path = super::source::resolve(&self.model, self.knobs.variant(), cancel)?;

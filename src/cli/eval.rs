@@ -17,7 +17,7 @@ use crate::eval::{
     AgreementReport, Checked, Energy, EvalOptions, Progress, Report, Share, check_items, evaluate,
 };
 use crate::items::{read_items, spread};
-use crate::pipeline::Ask;
+use crate::pipeline::{Ask, Choice};
 
 /// Missing or differing items that are listed for people; `--json` has all.
 const LISTED: usize = 20;
@@ -81,7 +81,12 @@ impl Args {
         let mut pipeline = self.knobs.open(&self.model, cancel)?;
         let mut collecting = self.collect.open(&pipeline)?;
         let mut reference = match &self.reference {
-            Some(model) => Some(open(model, self.reference_variant.as_deref(), cancel)?),
+            Some(model) => Some(open(
+                model,
+                self.reference_variant.as_deref(),
+                Choice::Auto,
+                cancel,
+            )?),
             None => None,
         };
         let options = EvalOptions {

@@ -12,7 +12,7 @@ use super::source::resolve;
 use crate::decode::{MAX_DRAFT, Sampling, Strategy};
 use crate::error::{Error, Result};
 use crate::limits;
-use crate::pipeline::{Ask, Pipeline, Positions, Pruning, StopAt};
+use crate::pipeline::{Ask, Choice, Pipeline, Positions, Pruning, StopAt};
 use crate::preprocess::{Fit, Tiles};
 use crate::prune::{Keep, Pruner};
 
@@ -85,7 +85,7 @@ pub struct Knobs {
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum BackendArg {
-    /// The one that the model was built for; the CPU for model folders
+    /// TensorRT where a bundle has plans for a GPU of this machine, else the CPU
     Auto,
     /// The CPU engine
     Cpu,
@@ -140,8 +140,7 @@ impl Knobs {
     /// Checks what the arguments alone can tell.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a value outside its range, [`Error::Unavailable`] for a backend that
-    /// this program does not have.
+    /// [`Error::Argument`] for a value outside its range.
     pub fn check(&self) -> Result<()> {
         self.ask().sampling.validate()?;
         match self.keep {
@@ -170,12 +169,6 @@ impl Knobs {
                 });
             }
         }
-        if self.backend == BackendArg::Tensorrt {
-            return Err(Error::Unavailable {
-                what: "the TensorRT backend".to_owned(),
-                reason: "this version answers on the CPU engine; use --backend cpu".to_owned(),
-            });
-        }
         Ok(())
     }
 
@@ -185,7 +178,12 @@ impl Knobs {
     /// Those of the download and of [`Pipeline::open`]; [`Error::Unavailable`] if the model has no
     /// such drafter.
     pub fn open(&self, model: &Path, cancel: &AtomicBool) -> Result<Pipeline> {
-        let pipeline = open(model, self.variant.as_deref(), cancel)?;
+        let choice = match self.backend {
+            BackendArg::Auto => Choice::Auto,
+            BackendArg::Cpu => Choice::Cpu,
+            BackendArg::Tensorrt => Choice::TensorRt,
+        };
+        let pipeline = open(model, self.variant.as_deref(), choice, cancel)?;
         pipeline.check_draft(self.strategy())?;
         Ok(pipeline)
     }
@@ -261,11 +259,16 @@ impl Knobs {
 ///
 /// # Errors
 /// As [`Knobs::open`].
-pub fn open(model: &Path, variant: Option<&str>, cancel: &AtomicBool) -> Result<Pipeline> {
+pub fn open(
+    model: &Path,
+    variant: Option<&str>,
+    choice: Choice,
+    cancel: &AtomicBool,
+) -> Result<Pipeline> {
     let path = resolve(model, variant, cancel)?;
     // What is half loaded is worth nothing.
     interrupt::end_at_once(true);
-    let pipeline = Pipeline::open(&path, variant);
+    let pipeline = Pipeline::open_on(&path, variant, choice);
     interrupt::end_at_once(false);
     let pipeline = pipeline?;
     say(format_args!(

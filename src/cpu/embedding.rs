@@ -20,6 +20,17 @@ pub struct Embedding {
     kind: Kind,
 }
 
+/// A table as the model file has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Stored<'a> {
+    /// `[vocab, d_model]`, one row behind the other.
+    pub rows: &'a [u8],
+    /// f32, f16 or i8.
+    pub dtype: DataType,
+    /// Factor of each row of integers, none for floats.
+    pub scales: &'a [f32],
+}
+
 enum Kind {
     Table(Table),
     Graph(Box<Session>),
@@ -59,6 +70,18 @@ impl Embedding {
         Ok(Self { d_model, kind })
     }
 
+    /// The table, where it is stored as one.
+    pub fn stored(&self) -> Option<Stored<'_>> {
+        let Kind::Table(table) = &self.kind else {
+            return None;
+        };
+        Some(Stored {
+            rows: &table.rows,
+            dtype: table.dtype,
+            scales: &table.scales,
+        })
+    }
+
     /// Appends the rows of `ids` to `out`, `[ids.len(), d_model]` in f32.
     ///
     /// # Errors
@@ -70,6 +93,22 @@ impl Embedding {
                 .try_for_each(|&id| table.row(id, self.d_model, out)),
             Kind::Graph(session) => self.graph_rows(session, ids, out),
         }
+    }
+
+    /// Mean of the rows of `ids`, `[d_model]`.
+    ///
+    /// # Errors
+    /// As [`Embedding::rows`].
+    pub fn mean(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        let mut rows = Vec::with_capacity(ids.len() * self.d_model);
+        self.rows(ids, &mut rows)?;
+        let mut mean = vec![0f32; self.d_model];
+        for row in rows.chunks_exact(self.d_model) {
+            for (sum, x) in mean.iter_mut().zip(row) {
+                *sum += x / ids.len() as f32;
+            }
+        }
+        Ok(mean)
     }
 
     fn graph_rows(&self, session: &Session, ids: &[u32], out: &mut Vec<f32>) -> Result<()> {

@@ -21,7 +21,7 @@ mod stretches;
 mod take;
 
 pub use cut::{Cut, cut};
-pub use embedding::Embedding;
+pub use embedding::{Embedding, Stored};
 pub use linear::instructions;
 pub use observe::{MAX_ALIVE, Observed, Observer};
 pub use session::Session;

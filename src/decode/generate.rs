@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::draft::{Accepted, Draft, MAX_DRAFT};
+use super::outcome::Outcome;
 use super::pace::{Deadline, Pass};
 use super::report::{NEAR_TIE, NearTie, Report};
 use super::sampler::Sampler;
@@ -170,26 +171,30 @@ pub fn generate_in(
     }
     speculator.begin(prompt);
     let first_position = prompt.positions.last().map_or(0, |&last| last + 1);
-    let mut logits = backend.prefill(prompt)?;
-    check_rows(&logits, 1)?;
+    // Whoever takes the largest logit only need not see them.
+    let is_greedy = answer.sampler.is_greedy();
+    let mut outcome = Outcome::prefill(backend, prompt, is_greedy)?;
     let prefill = start.elapsed();
     let decoding = Instant::now();
     let stop = loop {
         let n_before = answer.ids.len();
-        let stop = answer.take(&logits, draft)?;
+        let stop = match &outcome {
+            Outcome::Scored(logits) => answer.take(logits, draft)?,
+            Outcome::Chosen(chosen) => answer.take_chosen(&chosen.ids)?,
+        };
         let taken = &answer.ids[n_before..];
         if taken.len() <= draft.ids.len() {
             // The newest token was not fed yet; the rows of the drafts after it are of no use.
             backend.rollback(prompt.ids.len() + answer.ids.len() - 1)?;
         }
         let hidden = backend.hidden();
-        let hidden = hidden.map(|rows| &rows[..rows.len() / logits.n_rows() * taken.len()]);
+        let hidden = hidden.map(|rows| &rows[..rows.len() / outcome.n_rows() * taken.len()]);
         speculator.accept(&Accepted { ids: taken, hidden }, draft);
         if let Some(stop) = stop {
             break stop;
         }
         let n_left = limits.max_tokens - answer.ids.len();
-        speculator.propose(n_left - 1, logits.n_vocab(), draft);
+        speculator.propose(n_left - 1, outcome.n_vocab(), draft);
         let position = first_position + answer.ids.len() as u32 - 1;
         let newest = &answer.history[answer.history.len() - 1..];
         if !draft.ids.is_empty() && limits.refuses(Pass::Step(1 + draft.ids.len())).is_some() {
@@ -204,9 +209,9 @@ pub fn generate_in(
         fed.clear();
         fed.extend(newest.iter().chain(&draft.ids));
         speculator.pass_begins();
-        logits = backend.step(fed, position)?;
+        let step = answer.ids.len();
+        outcome = Outcome::step(backend, fed, position, is_greedy).map_err(at(step))?;
         speculator.pass_ends(fed.len());
-        check_rows(&logits, fed.len())?;
     };
     let decode = decoding.elapsed();
     let mut speculation = speculator.end(answer.ids.len(), decode);
@@ -220,15 +225,12 @@ pub fn generate_in(
     })
 }
 
-fn check_rows(logits: &Logits, n: usize) -> Result<()> {
-    if logits.n_rows() == n {
-        return Ok(());
+/// Says at which token logits were broken.
+fn at(step: usize) -> impl Fn(Error) -> Error {
+    move |error| match error {
+        Error::Logits { what, .. } => Error::Logits { what, step },
+        other => other,
     }
-    Err(Error::Shape {
-        name: "logits".to_owned(),
-        expected: format!("{n} rows"),
-        actual: format!("{} rows", logits.n_rows()),
-    })
 }
 
 /// An answer as it grows.
@@ -265,6 +267,17 @@ impl Answer<'_> {
         Ok(None)
     }
 
+    /// Takes tokens that the backend chose, fewer if one of them ends the answer.
+    fn take_chosen(&mut self, ids: &[u32]) -> Result<Option<Stop>> {
+        for &id in ids {
+            let stop = self.push(id)?;
+            if stop.is_some() {
+                return Ok(stop);
+            }
+        }
+        Ok(None)
+    }
+
     fn pick(
         &mut self,
         logits: &[f32],
@@ -276,13 +289,7 @@ impl Answer<'_> {
             _ => self.sampler.pick(logits, self.history),
         };
         // The sampler does not know the step.
-        picked.map_err(|error| match error {
-            Error::Logits { what, .. } => Error::Logits {
-                what,
-                step: self.ids.len(),
-            },
-            other => other,
-        })
+        picked.map_err(at(self.ids.len()))
     }
 
     fn push(&mut self, id: u32) -> Result<Option<Stop>> {

@@ -11,6 +11,7 @@ mod costs;
 mod draft;
 mod generate;
 mod ngram;
+mod outcome;
 mod pace;
 mod paced;
 mod report;

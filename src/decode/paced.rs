@@ -1,7 +1,7 @@
 //! A backend whose passes are timed.
 
 use super::pace::{Pace, Pass};
-use crate::backend::{Backend, Logits, Prefill, Prune};
+use crate::backend::{Backend, Chosen, Logits, Prefill, Prune};
 use crate::error::Result;
 use crate::preprocess::PixelValues;
 use crate::prune::{Kept, Needs};
@@ -61,11 +61,37 @@ impl Backend for Paced<'_> {
         self.pace.measure(pass, || self.backend.step(ids, position))
     }
 
+    fn prefill_greedily(&mut self, prompt: &Prefill<'_>) -> Result<Option<Chosen>> {
+        let pass = Pass::Prefill(prompt.ids.len());
+        chosen(self.pace, pass, || self.backend.prefill_greedily(prompt))
+    }
+
+    fn step_greedily(&mut self, ids: &[u32], position: u32) -> Result<Option<Chosen>> {
+        let pass = Pass::Step(ids.len());
+        chosen(self.pace, pass, || {
+            self.backend.step_greedily(ids, position)
+        })
+    }
+
     fn rollback(&mut self, n_rows: usize) -> Result<()> {
         self.backend.rollback(n_rows)
     }
 
     fn hidden(&self) -> Option<&[f32]> {
         self.backend.hidden()
+    }
+}
+
+/// Notes the time of a pass that chose tokens; a backend that leaves the choice to its caller has done none.
+fn chosen(
+    pace: &Pace,
+    pass: Pass,
+    run: impl FnOnce() -> Result<Option<Chosen>>,
+) -> Result<Option<Chosen>> {
+    let done = pace.measure(pass, || run().map_err(Some)?.ok_or(None));
+    match done {
+        Ok(chosen) => Ok(Some(chosen)),
+        Err(None) => Ok(None),
+        Err(Some(error)) => Err(error),
     }
 }

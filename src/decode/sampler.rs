@@ -98,6 +98,11 @@ impl Sampler {
         })
     }
 
+    /// Whether it takes the largest logit as it is, whatever came before.
+    pub fn is_greedy(&self) -> bool {
+        self.sampling.temperature == 0.0 && self.sampling.repetition_penalty == 1.0
+    }
+
     /// Picks the next token; `history` is prompt and answer so far, for the repetition penalty.
     ///
     /// Greedy ties go to the lowest id, as in PyTorch on the CPU.
@@ -189,7 +194,7 @@ impl Sampler {
     /// Checks the logits and applies the penalty; returns the token if none has to be drawn.
     fn prepare(&mut self, logits: &[f32], history: &[u32]) -> Result<Option<u32>> {
         check(logits)?;
-        if self.sampling.repetition_penalty == 1.0 && self.sampling.temperature == 0.0 {
+        if self.is_greedy() {
             return Ok(Some(argmax(logits)));
         }
         self.logits.clear();

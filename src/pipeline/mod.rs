@@ -15,5 +15,5 @@ mod room;
 pub use crate::decode::{Report as Speculation, Strategy};
 pub use answer::{Answer, Timings, VisualTokens};
 pub use ask::{Ask, StopAt};
-pub use open::{Pipeline, Source};
+pub use open::{Choice, Pipeline, Source};
 pub use prune::{Positions, Pruning};

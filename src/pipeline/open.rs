@@ -8,6 +8,8 @@ use std::sync::Arc;
 use super::draft_costs::DraftCosts;
 use super::prune::Chooser;
 use super::room::Room;
+#[cfg(feature = "tensorrt")]
+use crate::backend::TensorRtBackend;
 use crate::backend::{Backend, CpuBackend, DraftModel};
 use crate::bundle::{Bundle, Engine, EngineSet, MANIFEST, Target};
 use crate::cpu::ENGINE_VERSION;
@@ -54,6 +56,18 @@ pub struct Pipeline {
     precision: String,
 }
 
+/// Which engine runs a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Choice {
+    /// Plans that a GPU of this machine takes, else graphs on the CPU.
+    #[default]
+    Auto,
+    /// The CPU engine.
+    Cpu,
+    /// TensorRT.
+    TensorRt,
+}
+
 /// What a path holds.
 pub enum Source {
     /// A model folder in the hub's layout, with the chosen files.
@@ -82,13 +96,12 @@ impl Source {
 }
 
 impl Pipeline {
-    /// Opens a model folder, or a bundle with graphs, on the CPU engine.
+    /// Opens a model folder or a bundle on the engine that it is for.
     ///
     /// # Errors
-    /// As [`Source::read`]; [`Error::Unavailable`] if a bundle has no graphs for the CPU;
-    /// [`Error::Shape`] or [`Error::Cpu`] if the graphs are not the family's.
+    /// As [`Pipeline::open_on`].
     pub fn open(path: &Path, variant: Option<&str>) -> Result<Self> {
-        Self::open_with(path, variant, true)
+        Self::open_on(path, variant, Choice::Auto)
     }
 
     /// Opens the same without what was trained to draft for it: less memory, and no pass keeps anything for a drafter.
@@ -96,16 +109,92 @@ impl Pipeline {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_undrafted(path: &Path, variant: Option<&str>) -> Result<Self> {
-        Self::open_with(path, variant, false)
+        Self::open_with(path, variant, Choice::Auto, false)
     }
 
-    fn open_with(path: &Path, variant: Option<&str>, drafted: bool) -> Result<Self> {
+    /// Opens a model folder or a bundle on the chosen engine.
+    ///
+    /// # Errors
+    /// As [`Source::read`]; [`Error::Unavailable`] if it has nothing for that engine, or the machine has
+    /// none; [`Error::Mismatch`] if its plans are for another GPU; [`Error::Shape`], [`Error::Cpu`] or
+    /// [`Error::Engine`] if graphs or plans are not the family's.
+    pub fn open_on(path: &Path, variant: Option<&str>, choice: Choice) -> Result<Self> {
+        Self::open_with(path, variant, choice, true)
+    }
+
+    fn open_with(
+        path: &Path,
+        variant: Option<&str>,
+        choice: Choice,
+        drafted: bool,
+    ) -> Result<Self> {
+        let source = Source::read(path, variant)?;
+        let has_graphs = match &source {
+            Source::Folder(_) => true,
+            Source::Bundle(bundle) => has_graphs(bundle),
+        };
+        let on_gpu = match (choice, &source) {
+            (Choice::Cpu, _) | (Choice::Auto, Source::Folder(_)) => None,
+            (Choice::TensorRt, Source::Folder(model)) => {
+                return Err(Error::Unavailable {
+                    what: format!("TensorRT plans in {}", model.dir.display()),
+                    reason: "a model folder has none: `trtvlm build` makes a bundle that does"
+                        .to_owned(),
+                });
+            }
+            (Choice::Auto, Source::Bundle(bundle)) if !has_plans(bundle) => None,
+            (_, Source::Bundle(bundle)) => Some(Self::open_tensorrt(bundle)),
+        };
+        match on_gpu {
+            Some(Err(error)) if choice == Choice::Auto && has_graphs => {
+                tracing::info!("on the CPU engine, since not on a GPU: {error}");
+                Self::open_cpu(source, drafted)
+            }
+            Some(Err(error @ Error::Unavailable { .. })) if choice == Choice::Auto => {
+                Err(nothing_runs(&source, &error))
+            }
+            Some(opened) => opened,
+            None => Self::open_cpu(source, drafted),
+        }
+    }
+
+    /// Opens the plans of a bundle.
+    #[cfg(feature = "tensorrt")]
+    fn open_tensorrt(bundle: &Bundle) -> Result<Self> {
+        let manifest = bundle.manifest();
+        let mut config = ModelConfig::load(bundle.dir())?;
+        manifest.check_config(&bundle.dir().join(MANIFEST), &config)?;
+        let backend = TensorRtBackend::open(bundle, &config)?;
+        let engine = backend.engine().to_owned();
+        config.max_positions = config.max_positions.min(manifest.max_context as usize);
+        let precision = manifest.precision.to_string();
+        let mut pipeline = Self::of_parts(
+            bundle.dir(),
+            config,
+            precision,
+            "tensorrt",
+            Box::new(backend),
+        )?;
+        pipeline.speculator.limit(manifest.draft_tokens as usize);
+        pipeline.draft_costs = DraftCosts::of(bundle.digest(), &engine);
+        Ok(pipeline)
+    }
+
+    #[cfg(not(feature = "tensorrt"))]
+    fn open_tensorrt(_: &Bundle) -> Result<Self> {
+        Err(Error::Unavailable {
+            what: "the TensorRT backend".to_owned(),
+            reason: "this program was built without the feature `tensorrt`".to_owned(),
+        })
+    }
+
+    fn open_cpu(source: Source, drafted: bool) -> Result<Self> {
         let find = |model: &Model, check: &dyn Fn(&DraftSpec) -> Result<()>| match drafted {
             true => Drafts::find(model, check),
             false => Drafts::default(),
         };
         let mut most_drafts = MAX_DRAFT;
-        let (model, precision, identity, mut drafts) = match Source::read(path, variant)? {
+        let (model, precision, identity, mut drafts) = match source {
             Source::Folder(model) => {
                 let variant = model.files.variant.clone();
                 // A file of weights that came later must not make the model useless.
@@ -143,8 +232,17 @@ impl Pipeline {
         backend_name: &'static str,
         backend: Box<dyn Backend>,
     ) -> Result<Self> {
-        let dir = &model.dir;
-        let text = Text::load(dir, &model.config)?;
+        Self::of_parts(&model.dir, model.config, precision, backend_name, backend)
+    }
+
+    fn of_parts(
+        dir: &Path,
+        config: ModelConfig,
+        precision: String,
+        backend_name: &'static str,
+        backend: Box<dyn Backend>,
+    ) -> Result<Self> {
+        let text = Text::load(dir, &config)?;
         Ok(Self {
             processor: Processor::load(dir)?,
             stream: text.stream(),
@@ -153,7 +251,7 @@ impl Pipeline {
             warned_of_crop: false,
             speculator: Speculator::new(vec![Box::new(Ngram::new())]),
             pace: Arc::new(Pace::default()),
-            eos: model.config.eos.as_slice().into(),
+            eos: config.eos.as_slice().into(),
             chooser: None,
             room: Room::default(),
             draft_costs: None,
@@ -162,7 +260,7 @@ impl Pipeline {
             refused_drafts: Vec::new(),
             backend_name,
             precision,
-            config: model.config,
+            config,
         })
     }
 
@@ -254,27 +352,57 @@ impl Drafts {
     }
 }
 
+/// Engine sets whose graphs the CPU engine runs, the one that was written for it first.
+const GRAPH_TARGETS: [Target; 2] = [Target::Cpu, Target::Onnx];
+
+/// Whether a bundle has graphs for the CPU engine.
+fn has_graphs(bundle: &Bundle) -> bool {
+    let has = |&target: &Target| bundle.manifest().engine_set(target).is_some();
+    GRAPH_TARGETS.iter().any(has)
+}
+
+/// Why nothing of a bundle without graphs runs on this machine: its plans do not, for the reason of `error`.
+fn nothing_runs(source: &Source, error: &Error) -> Error {
+    let (what, targets) = match source {
+        Source::Folder(model) => (model.dir.display(), String::new()),
+        Source::Bundle(bundle) => (bundle.dir().display(), targets_of(bundle)),
+    };
+    Error::Unavailable {
+        what: format!("an engine for {what}"),
+        reason: format!(
+            "it was built for {targets}, and {error}; for the CPU build with `--target cpu`, or run the model folder"
+        ),
+    }
+}
+
+/// The targets of a bundle, for people.
+fn targets_of(bundle: &Bundle) -> String {
+    let sets = bundle.manifest().engines.iter();
+    let targets: Vec<String> = sets.map(|set| set.target.to_string()).collect();
+    targets.join(", ")
+}
+
+/// Whether a bundle has plans for any GPU.
+fn has_plans(bundle: &Bundle) -> bool {
+    let plans = |set: &EngineSet| matches!(set.target, Target::Sm(_)) && !set.is_portable();
+    bundle.manifest().engines.iter().any(plans)
+}
+
 /// The graphs of a bundle that the CPU engine runs, described as if they were a model folder:
 /// those that were written for it, else those for any runtime.
 fn cpu_model(bundle: &Bundle) -> Result<(Model, String)> {
     let manifest = bundle.manifest();
-    let mut targets = [Target::Cpu, Target::Onnx].into_iter();
+    let mut targets = GRAPH_TARGETS.into_iter();
     let Some(target) = targets.find(|&target| manifest.engine_set(target).is_some()) else {
-        let targets: Vec<String> = manifest
-            .engines
-            .iter()
-            .map(|set| set.target.to_string())
-            .collect();
+        let targets = targets_of(bundle);
         return Err(Error::Unavailable {
             what: format!("an engine for the CPU in {}", bundle.dir().display()),
             reason: match manifest.engines.iter().any(EngineSet::is_portable) {
                 true => format!(
-                    "it holds graphs for {}: `trtvlm build` on that machine makes engines of them",
-                    targets.join(", ")
+                    "it holds graphs for {targets}: `trtvlm build` on that machine makes engines of them"
                 ),
                 false => format!(
-                    "it was built for {}; build with `--target cpu` or run the model folder",
-                    targets.join(", ")
+                    "it was built for {targets}; build with `--target cpu` or run the model folder"
                 ),
             },
         });
