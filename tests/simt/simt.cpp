@@ -117,11 +117,14 @@ template <typename... A, size_t... I> void unpack(void (*kernel)(A...), void **a
 }
 template <typename... A> void unpack(void (*kernel)(A...), void **args) { unpack(kernel, args, std::index_sequence_for<A...>()); }
 
+template <typename... A> constexpr int count_args(void (*)(A...)) { return sizeof...(A); }
+
 struct Kernel {
     const char *name;
     void (*run)(void **);
+    int n_args;
 };
-#define KERNEL(name) {#name, [](void **args) { unpack(name, args); }}
+#define KERNEL(name) {#name, [](void **args) { unpack(name, args); }, count_args(name)}
 const Kernel KERNELS_BY_NAME[] = {ENTRIES};
 
 } // namespace
@@ -142,6 +145,13 @@ uint64_t simt_exchange(unsigned lanes, uint64_t value, int mask) {
     uint64_t found = other < fibers.size() ? fibers[other].given : value;
     pause(WARP_ALL);
     return found;
+}
+
+// Arguments of a kernel; -1 for one that is not there.
+extern "C" int simt_n_args(const char *name) {
+    for (const Kernel &kernel : KERNELS_BY_NAME)
+        if (strcmp(kernel.name, name) == 0) return kernel.n_args;
+    return -1;
 }
 
 // 0; 1 for a kernel that is not there, 2 for threads that wait for each other.
