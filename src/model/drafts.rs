@@ -207,20 +207,28 @@ impl DraftSpec {
     /// # Errors
     /// [`Error::Mismatch`] with the fingerprints of both; those of reading the decoder.
     pub fn check_target(&self, model: &Model) -> Result<()> {
-        let ours = fingerprint(&model.files.decoder)?;
-        if self.targets.iter().any(|target| target.fingerprint == ours) {
-            return Ok(());
-        }
-        let its: Vec<&str> = (self.targets.iter())
-            .map(|target| target.fingerprint.as_str())
-            .collect();
-        Err(Error::Mismatch {
-            path: spec_path(&model.dir, self.kind),
-            what: "the fingerprint of the decoder it was trained on",
-            expected: format!("{ours} ({})", model.files.decoder.display()),
-            actual: its.join(" or "),
-        })
+        check_fingerprint(&self.targets, &spec_path(&model.dir, self.kind), model)
     }
+}
+
+/// Refuses `path`, which was trained for `targets`, if the decoder of `model` is none of them.
+///
+/// # Errors
+/// [`Error::Mismatch`] with the fingerprints of both; those of reading the decoder.
+pub(super) fn check_fingerprint(targets: &[TargetFile], path: &Path, model: &Model) -> Result<()> {
+    let ours = fingerprint(&model.files.decoder)?;
+    if targets.iter().any(|target| target.fingerprint == ours) {
+        return Ok(());
+    }
+    let its: Vec<&str> = (targets.iter())
+        .map(|target| target.fingerprint.as_str())
+        .collect();
+    Err(Error::Mismatch {
+        path: path.to_path_buf(),
+        what: "the fingerprint of the decoder it was trained on",
+        expected: format!("{ours} ({})", model.files.decoder.display()),
+        actual: its.join(" or "),
+    })
 }
 
 /// The file with the description of a draft.

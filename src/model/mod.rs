@@ -20,6 +20,7 @@ mod family;
 mod files;
 mod folder;
 mod json;
+mod trained;
 
 pub use companions::{OPTIONAL_FILES, REQUIRED_FILES, companions};
 pub use config::ModelConfig;
@@ -30,3 +31,4 @@ pub use family::{FAMILIES, FamilySpec, Source, TileMarks, TokenRule};
 pub use files::{ModelFiles, Refusal, Variants, file_names};
 pub use folder::Model;
 pub use json::{Json, read_bytes, read_text};
+pub use trained::{TrainedFile, TrainedKind, TrainedSpec, TrainedTensor, trained_bytes};
