@@ -9,7 +9,7 @@ use rten_tensor::prelude::*;
 use super::contract;
 use super::cpu_decoder::{Decoder, as_f32};
 use super::cpu_draft::{EarlyExit, Head, Shared, copy_cache};
-use super::saliency::Saliency;
+use super::saliency::{PRUNER_LAYERS, Saliency};
 use super::{Backend, DraftModel, Logits, Prefill, Prune};
 use crate::cpu::{Embedding, Session};
 use crate::error::{Error, Result};
@@ -303,7 +303,7 @@ impl Backend for CpuBackend {
 
     fn prepare_prune(&mut self, needs: Needs) -> Result<()> {
         if needs.saliency && self.saliency.is_none() {
-            self.saliency = Some(Saliency::load(&self.model)?);
+            self.saliency = Some(Saliency::load(&self.model, 0..PRUNER_LAYERS)?);
         }
         Ok(())
     }

@@ -23,6 +23,7 @@ mod tensorrt;
 
 pub use cpu::CpuBackend;
 pub use draft::DraftModel;
+pub use saliency::Saliency;
 #[cfg(feature = "tensorrt")]
 pub use tensorrt::TensorRtBackend;
 

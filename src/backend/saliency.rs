@@ -1,6 +1,7 @@
-//! What a question attends to: the first layers of a decoder, run for their attention alone.
+//! What rows of a sequence attend to: layers of a decoder, run for their attention alone.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
+use std::ops::Range;
 
 use rten::{NodeId, Value, ValueOrView};
 use rten_tensor::{Tensor, TensorView};
@@ -13,17 +14,12 @@ use crate::model::Model;
 use crate::onnx::DataType;
 use crate::onnx::passes::{LowerOptions, SALIENCY, SALIENCY_ROWS, Tap, add_taps, lower};
 
-/// Layers of the decoder that are looked at, the first ones: FastV (arXiv 2403.06764) drops tokens by
-/// the attention of the second. A pass of all layers would cost what pruning saves.
-const LAYERS: usize = 2;
+/// Layers of the decoder that the pruner `attention` looks at, the first ones: FastV (arXiv 2403.06764) drops
+/// tokens by the attention of the second. A pass of all layers would cost what pruning saves.
+pub(super) const PRUNER_LAYERS: usize = 2;
 
-/// The layers of a decoder whose attention is looked at.
-fn layers(n_layers: usize) -> BTreeSet<usize> {
-    (0..n_layers.min(LAYERS)).collect()
-}
-
-/// The part of a decoder that makes the attention of its first layers.
-pub(super) struct Saliency {
+/// The part of a decoder that makes the attention of some of its layers.
+pub struct Saliency {
     session: Session,
     embeds: NodeId,
     rows: NodeId,
@@ -36,12 +32,12 @@ pub(super) struct Saliency {
 }
 
 impl Saliency {
-    /// Reads the decoder once more, and loads what makes the attention of its first layers: their
-    /// weights are in memory twice.
+    /// Reads the decoder once more, and loads what makes the attention of `layers`, as far as it has them: the
+    /// weights up to there are in memory twice.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the attention is not found; those of reading and loading it.
-    pub(super) fn load(model: &Model) -> Result<Self> {
+    pub fn load(model: &Model, layers: Range<usize>) -> Result<Self> {
         let config = &model.config;
         let family = config.family;
         let mut decoder = cut_decoder(model)?;
@@ -51,7 +47,7 @@ impl Saliency {
         };
         lower(&mut decoder, &options)?;
         let names = contract::tap_names(config);
-        let tap = Tap::Saliency(layers(config.n_layers));
+        let tap = Tap::Saliency(layers.filter(|&layer| layer < config.n_layers).collect());
         add_taps(&mut decoder, &[tap], &names)?;
         let graph = decoder.graph_mut();
         graph.output.retain(|output| output.name == SALIENCY);
@@ -86,12 +82,12 @@ impl Saliency {
         })
     }
 
-    /// How much the rows `from` attend to each row of a prompt, `[n]`; `rows` are those of the prompt,
-    /// `[n, d_model]`.
+    /// How much the rows `from` attend to each row of a sequence, `[n]`, mean over them, the heads and the layers;
+    /// `rows` are those of the sequence, `[n, d_model]`.
     ///
     /// # Errors
     /// Those of the engine.
-    pub(super) fn run(&self, rows: Vec<f32>, positions: &[u32], from: &[i32]) -> Result<Vec<f32>> {
+    pub fn run(&self, rows: Vec<f32>, positions: &[u32], from: &[i32]) -> Result<Vec<f32>> {
         let n = positions.len();
         let d_model = rows.len() / n.max(1);
         let positions: Vec<i32> = positions.iter().map(|&p| p as i32).collect();

@@ -99,7 +99,7 @@ impl<'a> Plan<'a> {
                     ask: Ask {
                         pruning: Pruning {
                             keep: Keep::new(share)?,
-                            pruner,
+                            pruner: Some(pruner),
                             ..self.ask.pruning
                         },
                         ..plain
@@ -150,7 +150,7 @@ mod tests {
         let all = plan.configurations().expect("plan");
         let names: std::collections::BTreeSet<&str> =
             all.iter().map(|row| row.name.as_str()).collect();
-        assert_eq!((names.len(), all.len()), (58, 58));
+        assert_eq!((names.len(), all.len()), (64, 64));
         assert_eq!(all[0].name, "baseline");
         assert_eq!(all[0].ask.pruning.keep, Keep::ALL);
         assert_eq!(all[0].ask.draft, Strategy::Off);

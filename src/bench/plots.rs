@@ -12,8 +12,8 @@ use crate::svg::{self, GREY, text};
 const NAMES: f64 = 220.0;
 
 /// A colour for each policy, in the order of [`Pruner::ALL`].
-const POLICIES: [&str; 6] = [
-    "#c8502d", "#12876f", "#2a6fbb", "#8a5bb5", "#c79a1b", "#7b858f",
+const POLICIES: [&str; 7] = [
+    "#b0175f", "#c8502d", "#12876f", "#2a6fbb", "#8a5bb5", "#c79a1b", "#7b858f",
 ];
 
 /// Stages of the time to an answer, with their colours.

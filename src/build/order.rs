@@ -22,7 +22,9 @@ use crate::bundle::{
 };
 use crate::digest::sha256_file;
 use crate::error::{Error, Result};
-use crate::model::{DraftKind, DraftSpec, Model, ModelConfig, ModelFiles, companions};
+use crate::model::{
+    DraftKind, DraftSpec, Model, ModelConfig, ModelFiles, TrainedFile, TrainedKind, companions,
+};
 use crate::onnx::passes::Tap;
 use crate::preprocess::Processor;
 use crate::text::Text;
@@ -218,7 +220,7 @@ pub fn build(
     Processor::load(&model.dir)?;
     Text::load(&model.dir, &model.config)?;
     let companions = companions(&model.dir)?;
-    check_drafts(model)?;
+    check_trained(model)?;
     let writer = BundleWriter::create(options.out, options.force)?;
     let (mut sets, mut reports) = (Vec::new(), Vec::new());
     let mut read: BTreeSet<PathBuf> = companions.iter().map(|(_, path)| path.clone()).collect();
@@ -285,12 +287,18 @@ pub fn build(
     Ok(BuildOutcome::new(&bundle, start, reports))
 }
 
-/// Refuses trained drafts of another model: in the bundle nobody can tell any more.
-fn check_drafts(model: &Model) -> Result<()> {
+/// Refuses what was trained for another model: in the bundle nobody can tell any more.
+fn check_trained(model: &Model) -> Result<()> {
     for kind in DraftKind::ALL {
         if let Some(spec) = DraftSpec::read(&model.dir, kind)? {
             spec.check_words(&model.dir, &model.config)?;
             spec.check_target(model)?;
+        }
+    }
+    for kind in TrainedKind::ALL {
+        if let Some(file) = TrainedFile::read(&model.dir, kind)? {
+            file.check_words(&model.dir, &model.config)?;
+            file.check_target(model)?;
         }
     }
     Ok(())

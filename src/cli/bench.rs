@@ -33,7 +33,7 @@ pub struct Args {
     /// Folder for results.json, table.md and plots
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// --keep and --pruner are those of the rows with pruning [default: 0.1, attention], --draft that
+    /// --keep and --pruner are those of the rows with pruning [default: 0.1, the best that the model has], --draft that
     /// of the rows with speculation
     #[command(flatten)]
     knobs: Knobs,
@@ -91,11 +91,11 @@ impl Args {
                 ..ask.pruning
             },
         };
+        let mut pipeline = self.knobs.open(&self.model, cancel)?;
         let pruners = match &self.sweep {
             Some(pruners) => pruners.iter().copied().flatten().collect(),
-            None => Pruner::ALL.to_vec(),
+            None => pipeline.pruners(),
         };
-        let mut pipeline = self.knobs.open(&self.model, cancel)?;
         let plan = Plan {
             ask: Ask { pruning, ..ask },
             draft: ask.draft,

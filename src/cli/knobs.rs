@@ -40,7 +40,8 @@ pub struct Knobs {
     /// Share of the visual tokens that the model reads, above 0 to 1 [default: 1]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     keep: Option<f64>,
-    /// Who chooses them: attention, diverse, similarity, norm, grid or random [default: attention]
+    /// Who chooses them: learned, attention, diverse, similarity, norm, grid or random [default: learned
+    /// where the model has a pruner.safetensors, else attention]
     #[arg(long, value_name = "NAME", value_parser = Pruner::from_str)]
     pruner: Option<Pruner>,
     /// Where they stand: where they stood among all, or packed behind each other
@@ -185,6 +186,7 @@ impl Knobs {
         };
         let pipeline = open(model, self.variant.as_deref(), choice, cancel)?;
         pipeline.check_draft(self.strategy())?;
+        pipeline.check_pruning(&self.ask().pruning)?;
         Ok(pipeline)
     }
 
@@ -234,7 +236,7 @@ impl Knobs {
                     .keep
                     .and_then(|keep| Keep::new(keep).ok())
                     .unwrap_or(Keep::ALL),
-                pruner: self.pruner.unwrap_or_default(),
+                pruner: self.pruner,
                 positions: match self.positions {
                     PositionsArg::Original => Positions::Original,
                     PositionsArg::Packed => Positions::Packed,

@@ -95,10 +95,10 @@ impl Embedding {
         }
     }
 
-    /// Mean of the rows of `ids`, `[d_model]`.
+    /// Mean of the rows of ids, `[d_model]`; zeros for none.
     ///
     /// # Errors
-    /// As [`Embedding::rows`].
+    /// As [`rows`](Self::rows).
     pub fn mean(&self, ids: &[u32]) -> Result<Vec<f32>> {
         let mut rows = Vec::with_capacity(ids.len() * self.d_model);
         self.rows(ids, &mut rows)?;

@@ -64,8 +64,8 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Prompt`] if the question is empty or does not fit the context,
     /// [`Error::Argument`] if a value of `ask` is outside its range, [`Error::Image`] if the frame
-    /// has no usable pixels, [`Error::Unavailable`] if the model cannot be drafted as asked for, and
-    /// those of the backend.
+    /// has no usable pixels, [`Error::Unavailable`] if the model cannot be pruned or drafted as asked
+    /// for, and those of the backend.
     pub fn ask(
         &mut self,
         frame: &Frame,

@@ -8,6 +8,7 @@
 mod answer;
 mod ask;
 mod draft_costs;
+mod nets;
 mod open;
 mod prune;
 mod room;

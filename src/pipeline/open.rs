@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::draft_costs::DraftCosts;
+use super::nets::Nets;
 use super::prune::Chooser;
 use super::room::Room;
 #[cfg(feature = "tensorrt")]
@@ -52,6 +53,7 @@ pub struct Pipeline {
     pub(super) learned_before: Option<Learned>,
     /// Drafts that the model holds and that are not for it, with the reason.
     pub(super) refused_drafts: Vec<(DraftKind, String)>,
+    pub(super) nets: Nets,
     backend_name: &'static str,
     precision: String,
 }
@@ -194,20 +196,23 @@ impl Pipeline {
             false => Drafts::default(),
         };
         let mut most_drafts = MAX_DRAFT;
-        let (model, precision, identity, mut drafts) = match source {
+        let (model, precision, identity, mut drafts, nets) = match source {
             Source::Folder(model) => {
                 let variant = model.files.variant.clone();
                 // A file of weights that came later must not make the model useless.
                 let drafts = find(&model, &|spec| spec.check_target(&model));
+                let nets = Nets::find(&model, |file| file.check_target(&model));
                 let identity = folder_identity(&model, &drafts.fit)?;
-                (model, variant, identity, drafts)
+                (model, variant, identity, drafts, nets)
             }
             Source::Bundle(bundle) => {
                 let (model, precision) = cpu_model(&bundle)?;
                 most_drafts = bundle.manifest().draft_tokens as usize;
                 // The build has compared them with the weights.
                 let drafts = find(&model, &|_| Ok(()));
-                (model, precision, bundle.digest().to_owned(), drafts)
+                let nets = Nets::find(&model, |_| Ok(()));
+                let identity = bundle.digest().to_owned();
+                (model, precision, identity, drafts, nets)
             }
         };
         let drafted_decoder = drafts.decoder();
@@ -217,6 +222,7 @@ impl Pipeline {
         pipeline.add_drafters(models);
         pipeline.speculator.limit(most_drafts);
         pipeline.refused_drafts = drafts.refused;
+        pipeline.nets = nets;
         let engine = format!("cpu {ENGINE_VERSION}");
         pipeline.draft_costs = DraftCosts::of(&identity, &engine);
         Ok(pipeline)
@@ -258,6 +264,7 @@ impl Pipeline {
             drafted_decoder: None,
             learned_before: None,
             refused_drafts: Vec::new(),
+            nets: Nets::default(),
             backend_name,
             precision,
             config,

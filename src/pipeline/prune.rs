@@ -23,8 +23,8 @@ pub enum Positions {
 pub struct Pruning {
     /// The share of them that stays.
     pub keep: Keep,
-    /// Who chooses.
-    pub pruner: Pruner,
+    /// Who chooses; if not said, [`Pruner::Learned`] where the model has it, else [`Pruner::Attention`].
+    pub pruner: Option<Pruner>,
     /// Where those that stay stand.
     pub positions: Positions,
     /// Seed of a policy that draws.
@@ -41,7 +41,7 @@ impl Pruning {
 /// The policy of the newest answer that dropped tokens.
 pub(super) struct Chooser {
     /// Which, and its seed.
-    of: (Pruner, u64),
+    of: (Option<Pruner>, u64),
     policy: Box<dyn Policy>,
 }
 
@@ -80,11 +80,19 @@ pub(super) struct Seen {
 }
 
 impl Pipeline {
+    /// Ids of a question's words alone, as policies read them.
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] if it is empty or too long.
+    pub fn question_ids(&self, question: &str) -> Result<Vec<u32>> {
+        self.text.question(question)
+    }
+
     /// Makes ready who chooses.
     pub(super) fn prepare_prune(&mut self, pruning: &Pruning) -> Result<()> {
         let of = (pruning.pruner, pruning.seed);
         if self.chooser.as_ref().is_none_or(|known| known.of != of) {
-            let policy = pruning.pruner.policy(pruning.seed);
+            let policy = self.policy(pruning)?;
             self.chooser = Some(Chooser { of, policy });
         }
         match &self.chooser {
@@ -154,7 +162,7 @@ impl Pipeline {
         }
         words.clear();
         if policy.needs().question {
-            words.extend(self.text.question(question)?);
+            words.extend(self.question_ids(question)?);
         }
         let chosen = Paced::new(self.backend.as_mut(), &self.pace).prune(&Prune {
             policy,

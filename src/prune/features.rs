@@ -41,6 +41,11 @@ impl<'a> Features<'a> {
         self.d
     }
 
+    /// All rows, one behind the other.
+    pub fn data(&self) -> &'a [f32] {
+        self.data
+    }
+
     /// One row, `[d]`.
     ///
     /// # Panics
@@ -58,6 +63,11 @@ impl<'a> Features<'a> {
         let norms: Vec<f32> = rows.map(|row| dot(row, row).sqrt()).collect();
         check_finite(NAME, &norms)?;
         Ok(norms)
+    }
+
+    /// Refuses sums over rows that are not finite: so is a number of that row.
+    pub(super) fn check_sums(&self, sums: &[f32]) -> Result<()> {
+        check_finite(NAME, sums)
     }
 
     /// Cosine of each row with `other`, `[n]`; 0 where either is zero. `norms` are those of the rows.

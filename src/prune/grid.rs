@@ -21,23 +21,25 @@ impl Policy for Grid {
     }
 
     fn select(&self, inputs: &Inputs<'_>, keep: usize) -> Result<Kept> {
-        let pictures: Vec<&[Place]> = inputs
-            .places
-            .chunk_by(|a, b| a.picture == b.picture)
-            .collect();
-        let sizes: Vec<usize> = pictures.iter().map(|places| places.len()).collect();
-        let mut indices = Vec::with_capacity(keep);
-        let mut start = 0;
-        for (places, share) in pictures.into_iter().zip(shares(&sizes, keep)) {
-            indices.extend(spread_over(places, share).into_iter().map(|i| start + i));
-            start += places.len();
-        }
         Ok(Kept {
-            indices,
+            indices: evenly(inputs.places, keep),
             scores: Vec::new(),
             merge: None,
         })
     }
+}
+
+/// `keep` rows, at most all, that lie evenly over each picture, ascending.
+pub(super) fn evenly(places: &[Place], keep: usize) -> Vec<usize> {
+    let pictures: Vec<&[Place]> = places.chunk_by(|a, b| a.picture == b.picture).collect();
+    let sizes: Vec<usize> = pictures.iter().map(|places| places.len()).collect();
+    let mut indices = Vec::with_capacity(keep);
+    let mut start = 0;
+    for (places, share) in pictures.into_iter().zip(shares(&sizes, keep)) {
+        indices.extend(spread_over(places, share).into_iter().map(|i| start + i));
+        start += places.len();
+    }
+    indices
 }
 
 /// `keep` distributed in proportion to `sizes`, of which it is at most the sum.

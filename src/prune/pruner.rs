@@ -3,14 +3,15 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Attention, Diverse, Grid, Norm, Policy, Random, Similarity};
+use super::{Attention, Diverse, Grid, Learned, Norm, Policy, Random, Similarity};
 use crate::error::{Error, Result};
 
-/// A policy that needs no training.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+/// A policy by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Pruner {
+    /// [`Learned`].
+    Learned,
     /// [`Attention`].
-    #[default]
     Attention,
     /// [`Diverse`].
     Diverse,
@@ -26,7 +27,8 @@ pub enum Pruner {
 
 impl Pruner {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
+        Self::Learned,
         Self::Attention,
         Self::Diverse,
         Self::Similarity,
@@ -35,21 +37,36 @@ impl Pruner {
         Self::Random,
     ];
 
-    /// The policy; `seed` is for the one that draws.
-    pub fn policy(self, seed: u64) -> Box<dyn Policy> {
-        match self {
+    /// The policy; `seed` is for the one that draws, `learned` what was trained for the model.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] for [`Pruner::Learned`] where nothing was trained.
+    pub fn policy(self, seed: u64, learned: Option<&Learned>) -> Result<Box<dyn Policy>> {
+        Ok(match self {
+            Self::Learned => match learned {
+                Some(learned) => Box::new(learned.clone()),
+                None => {
+                    return Err(Error::Unavailable {
+                        what: "the pruner `learned`".to_owned(),
+                        reason:
+                            "the model has no pruner.safetensors; `trtvlm train pruner` makes one"
+                                .to_owned(),
+                    });
+                }
+            },
             Self::Attention => Box::new(Attention),
             Self::Diverse => Box::new(Diverse),
             Self::Similarity => Box::new(Similarity),
             Self::Norm => Box::new(Norm),
             Self::Grid => Box::new(Grid),
             Self::Random => Box::new(Random { seed }),
-        }
+        })
     }
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Learned => "learned",
             Self::Attention => "attention",
             Self::Diverse => "diverse",
             Self::Similarity => "similarity",

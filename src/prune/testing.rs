@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use serde::Deserialize;
 
-use super::{Features, Inputs, Kept, Merge, Place, Pruner};
+use super::{Features, Inputs, Kept, Learned, Merge, Place, Policy, Pruner};
 use crate::error::Error;
 
 /// Places of all tokens of `pictures` pictures.
@@ -17,13 +17,19 @@ pub(super) fn grid_places(pictures: usize, height: usize, width: usize) -> Vec<P
 }
 
 /// Numbers from -0.5 to 0.5, the same as `tests/golden/prune/make.py` makes.
-fn numbers(seed: u64, n: usize) -> Vec<f32> {
+pub(super) fn numbers(seed: u64, n: usize) -> Vec<f32> {
     let number = |i: u64| {
         let mixed = (seed * 1_000_003 + i).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         ((mixed >> 40) as f64 / (1u64 << 24) as f64 - 0.5) as f32
     };
     (0..n as u64).map(number).collect()
+}
+
+/// A policy for rows of width `d`, the learned one with weights that nobody trained.
+fn policy(pruner: Pruner, seed: u64, d: usize) -> Box<dyn Policy> {
+    let learned = Learned::drawn(d, 0.5);
+    pruner.policy(seed, Some(&learned)).expect("policy")
 }
 
 #[derive(Deserialize)]
@@ -58,7 +64,9 @@ fn policies_choose_what_an_independent_program_does() {
             saliency: Some(&saliency),
         };
         let pruner: Pruner = case.policy.parse().expect("policy");
-        let kept = pruner.policy(0).choose(&inputs, case.keep).expect("choice");
+        let kept = policy(pruner, 0, d)
+            .choose(&inputs, case.keep)
+            .expect("choice");
         let label = format!("{pruner}, {n} x {d}, {}", case.keep);
         assert_eq!(kept.indices, case.indices, "{label}");
         let merge = case.slots.zip(case.weights);
@@ -126,7 +134,7 @@ proptest! {
         for places in [places.as_slice(), &[]] {
             let inputs = inputs(&rows, d, places, &question, &saliency);
             for pruner in Pruner::ALL {
-                let policy = pruner.policy(7);
+                let policy = policy(pruner, 7, d);
                 let kept = policy.choose(&inputs, keep).expect("choice");
                 check(pruner, &kept, n, keep);
                 prop_assert_eq!(&kept, &policy.choose(&inputs, keep).expect("again"));
@@ -149,7 +157,7 @@ proptest! {
             if pruner == Pruner::Diverse && keep >= d {
                 continue;
             }
-            let policy = pruner.policy(0);
+            let policy = policy(pruner, 0, d);
             let kept = policy.choose(&inputs(&rows, d, &[], &question, &saliency), keep);
             let there = policy.choose(&inputs(&moved, d, &[], &question, &moved_saliency), keep);
             let mut back: Vec<usize> = there.expect("choice").indices.iter().map(|&i| order[i]).collect();
@@ -166,7 +174,7 @@ fn one_row_and_rows_that_are_all_equal_are_chosen_from() {
         let inputs = inputs(&rows, 4, &[], &[1.0; 4], &rows[..n]);
         for pruner in Pruner::ALL {
             for keep in [1, 2, 9, 20] {
-                let kept = pruner.policy(1).choose(&inputs, keep).expect("choice");
+                let kept = policy(pruner, 1, 4).choose(&inputs, keep).expect("choice");
                 check(pruner, &kept, n, keep);
             }
         }
@@ -181,7 +189,7 @@ fn numbers_that_are_none_and_parts_that_are_missing_are_typed_errors() {
         rows[13] = bad;
         for pruner in Pruner::ALL {
             let inputs = inputs(&rows, 4, &[], &good[..4], &rows[8..17]);
-            let policy = pruner.policy(0);
+            let policy = policy(pruner, 0, 4);
             let chosen = policy.choose(&inputs, 3);
             match chosen {
                 Err(error) => {
@@ -198,6 +206,13 @@ fn numbers_that_are_none_and_parts_that_are_missing_are_typed_errors() {
     }
     let whole = inputs(&good, 4, &[], &good[..4], &good[..9]);
     let missing = [
+        (
+            Pruner::Learned,
+            Inputs {
+                question: None,
+                ..whole
+            },
+        ),
         (
             Pruner::Diverse,
             Inputs {
@@ -235,15 +250,21 @@ fn numbers_that_are_none_and_parts_that_are_missing_are_typed_errors() {
         ),
     ];
     for (pruner, inputs) in missing {
-        let error = pruner.policy(0).choose(&inputs, 3).expect_err("refused");
+        let error = policy(pruner, 0, 4)
+            .choose(&inputs, 3)
+            .expect_err("refused");
         assert!(matches!(error, Error::Shape { .. }), "{pruner}: {error}");
     }
-    let error = Pruner::Norm.policy(0).choose(&whole, 0).expect_err("none");
+    let error = policy(Pruner::Norm, 0, 4)
+        .choose(&whole, 0)
+        .expect_err("none");
     assert!(
         matches!(error, Error::Argument { name: "keep", .. }),
         "{error}"
     );
     assert!("best".parse::<Pruner>().is_err());
+    let error = Pruner::Learned.policy(0, None).err().expect("not trained");
+    assert!(matches!(error, Error::Unavailable { .. }), "{error}");
 }
 
 #[test]
@@ -251,8 +272,7 @@ fn random_choice_depends_on_seed_and_rows_alone() {
     let (rows, others) = (numbers(1, 400), numbers(2, 400));
     let choose = |rows: &[f32], seed| {
         let inputs = inputs(rows, 4, &[], &[1.0; 4], &rows[..100]);
-        Pruner::Random
-            .policy(seed)
+        policy(Pruner::Random, seed, 4)
             .choose(&inputs, 10)
             .expect("choice")
             .indices
