@@ -94,7 +94,6 @@ impl Settings {
         let keep = keep(options.keep, Keep::ALL)?;
         let prunes = pruner.is_some();
         let pruner = pruner.map(Pruner::from_str).transpose()?;
-        let pruner = pruner.unwrap_or_default();
         Ok(Self {
             variant: variant.map(str::to_owned),
             camera,

@@ -29,5 +29,7 @@ mod table;
 #[cfg(feature = "train")]
 mod train;
 mod watch;
+#[cfg(feature = "train")]
+mod train_pruner;
 
 pub use main::main;

@@ -1,7 +1,7 @@
 //! `trtvlm train`: small models beside a model that stays as it is.
 
 use std::io::{Write, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget};
@@ -10,10 +10,11 @@ use super::interrupt;
 use super::main::say;
 use super::progress::style;
 use super::source::resolve;
+use super::train_pruner::PrunerArgs;
 use crate::bundle::Bundle;
 use crate::corrections::read_corrections;
 use crate::error::Error;
-use crate::items::{read_items, spread};
+use crate::items::{Item, read_items, spread};
 use crate::model::{DraftKind, Model};
 use crate::train::{DraftEvent, DraftOptions, DraftOutcome, decoder_fingerprints, train_draft};
 
@@ -27,6 +28,7 @@ pub struct Args {
 #[derive(Subcommand)]
 enum What {
     Draft(DraftArgs),
+    Pruner(PrunerArgs),
 }
 
 /// Train a drafter for --draft head or --draft early-exit
@@ -108,23 +110,40 @@ impl Args {
     /// # Errors
     /// Those of the training; what was collected and learned so far stays beside the output.
     pub fn run(self) -> anyhow::Result<()> {
-        let What::Draft(args) = self.what;
-        args.run()
+        match self.what {
+            What::Draft(args) => args.run(),
+            What::Pruner(args) => args.run(),
+        }
     }
+}
+
+/// The model to be trained for, and what it is asked.
+///
+/// # Errors
+/// [`Error::Malformed`] for a bundle, which holds what was trained already; those of reading both.
+pub fn model_and_items(
+    model: &Path,
+    variant: Option<&str>,
+    data: &Path,
+    samples: Option<usize>,
+) -> anyhow::Result<(Model, Vec<Item>)> {
+    let cancel = interrupt::install()?;
+    let path = resolve(model, variant, cancel)?;
+    if Bundle::is_bundle(&path) {
+        return Err(Error::malformed(&path, "is a bundle; train on the model folder").into());
+    }
+    let model = Model::load(&path, variant)?;
+    let mut items = read_items(data)?;
+    if let Some(n) = samples {
+        items = spread(items, n);
+    }
+    Ok((model, items))
 }
 
 impl DraftArgs {
     fn run(self) -> anyhow::Result<()> {
-        let cancel = interrupt::install()?;
-        let path = resolve(&self.model, self.variant.as_deref(), cancel)?;
-        if Bundle::is_bundle(&path) {
-            return Err(Error::malformed(&path, "is a bundle; train on the model folder").into());
-        }
-        let model = Model::load(&path, self.variant.as_deref())?;
-        let mut items = read_items(&self.data)?;
-        if let Some(n) = self.samples {
-            items = spread(items, n);
-        }
+        let variant = self.variant.as_deref();
+        let (model, items) = model_and_items(&self.model, variant, &self.data, self.samples)?;
         let corrections = match &self.corrections {
             Some(path) => read_corrections(path, &decoder_fingerprints(&model)?)?,
             None => Vec::new(),
@@ -183,7 +202,7 @@ impl DraftArgs {
 
 /// One bar for the questions, one for each epoch.
 #[derive(Default)]
-struct Bar(Option<ProgressBar>);
+pub struct Bar(Option<ProgressBar>);
 
 impl Bar {
     fn on(&mut self, event: &DraftEvent) {
@@ -206,7 +225,8 @@ impl Bar {
         }
     }
 
-    fn show(&mut self, label: &str, done: usize, total: usize) {
+    /// Shows how far what is called `label` is.
+    pub fn show(&mut self, label: &str, done: usize, total: usize) {
         let is_new = self.0.as_ref().is_none_or(|bar| bar.message() != label);
         if is_new {
             self.finish();
@@ -223,7 +243,8 @@ impl Bar {
         }
     }
 
-    fn finish(&mut self) {
+    /// Takes the bar away.
+    pub fn finish(&mut self) {
         if let Some(bar) = self.0.take() {
             bar.finish_and_clear();
         }

@@ -341,24 +341,32 @@ fn data_key(
         format!("trtvlm {}", env!("CARGO_PKG_VERSION")),
         format!("{} {layer:?} {:?}", options.kind, options.max_tokens),
     ];
+    lines.extend(source_lines(model, options.items)?);
+    for correction in corrections {
+        lines.push(format!("{correction:?}"));
+    }
+    Ok(sha256_bytes(lines.join("\n").as_bytes()))
+}
+
+/// What tells a model and items from others.
+pub(super) fn source_lines(model: &Model, items: &[Item]) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
     let files = &model.files;
     for path in [&files.vision, &files.embed, &files.decoder] {
         lines.push(fingerprint(path)?);
     }
     for (name, path) in crate::model::companions(&model.dir)? {
-        if !name.contains('/') {
+        // What is trained does not decide what the model says.
+        if !name.contains('/') && !name.ends_with(".safetensors") {
             lines.push(format!("{name} {}", sha256_file(&path, |_| {})?.sha256));
         }
     }
-    for correction in corrections {
-        lines.push(format!("{correction:?}"));
-    }
-    for item in options.items {
+    for item in items {
         // A picture that cannot be read is skipped when its turn comes.
         let image = sha256_file(&item.image, |_| {}).map(|digest| digest.sha256);
         lines.push(format!("{} {:?}", image.unwrap_or_default(), item.prompt));
     }
-    Ok(sha256_bytes(lines.join("\n").as_bytes()))
+    Ok(lines)
 }
 
 /// Digest of everything that decides what comes of the training.
@@ -440,7 +448,7 @@ pub fn decoder_fingerprints(model: &Model) -> Result<Vec<String>> {
 }
 
 /// The decoder in every variant that stands in the folder: all are of the same weights.
-fn targets(model: &Model) -> Result<Vec<TargetFile>> {
+pub(super) fn targets(model: &Model) -> Result<Vec<TargetFile>> {
     let folder = model.files.decoder.parent().unwrap_or(&model.dir);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {

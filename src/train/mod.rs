@@ -12,8 +12,9 @@
 //! | `net`     | the nets of drafts |
 //! | `export`  | nets as ONNX graphs |
 //! | `draft`   | the order of `train draft` |
+//! | `pruner`  | the net of the learned pruner, and the order of `train pruner` |
 //!
-//! `shards`, `params` and `fit` know nothing of drafts. A run that was interrupted goes on where it was, and
+//! `shards`, `params` and `fit` know nothing of what is trained. A run that was interrupted goes on where it was, and
 //! gives the files that it would have given: order and start depend on the seed alone, and the
 //! state of each epoch is kept whole.
 
@@ -24,6 +25,7 @@ mod export;
 mod fit;
 mod net;
 mod params;
+mod pruner;
 mod shards;
 
 pub use collect::Collected;
@@ -32,6 +34,7 @@ pub use draft::{
 };
 pub use fit::{Epoch, Event, FitOptions, Trainee, fit};
 pub use params::{Params, Schedule};
+pub use pruner::{PrunerEpoch, PrunerEvent, PrunerOptions, PrunerOutcome, train_pruner};
 pub use shards::{Record, Shards};
 
 use crate::error::Error;

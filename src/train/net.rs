@@ -371,7 +371,7 @@ fn softmax(x: &Tensor) -> candle_core::Result<Tensor> {
 }
 
 /// One of our errors on its way through the library's.
-fn wrap(error: Error) -> candle_core::Error {
+pub(super) fn wrap(error: Error) -> candle_core::Error {
     candle_core::Error::wrap(error)
 }
 
