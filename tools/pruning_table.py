@@ -10,7 +10,7 @@ import pathlib
 import subprocess
 import sys
 
-POLICIES = ["attention", "diverse", "similarity", "norm", "grid", "random"]
+POLICIES = ["learned", "attention", "diverse", "similarity", "norm", "grid", "random"]
 SHARES = ["0.7", "0.5", "0.3", "0.25", "0.2", "0.1", "0.05"]
 
 

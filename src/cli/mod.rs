@@ -28,8 +28,8 @@ mod source;
 mod table;
 #[cfg(feature = "train")]
 mod train;
-mod watch;
 #[cfg(feature = "train")]
 mod train_pruner;
+mod watch;
 
 pub use main::main;
