@@ -232,7 +232,7 @@ fn trained_drafts_of_the_demo_model_know_pruned_prompts_too() {
         let frame = Frame::load(&item.image).expect("frame");
         let pruning = Pruning {
             keep: Keep::new([0.25, 0.1][index % 2]).expect("share"),
-            pruner: Pruner::ALL[index % Pruner::ALL.len()],
+            pruner: Some(Pruner::ALL[index % Pruner::ALL.len()]),
             positions: [Positions::Original, Positions::Packed][index / 2 % 2],
             ..Pruning::default()
         };

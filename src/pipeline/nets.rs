@@ -1,9 +1,11 @@
 //! The small nets that were trained for a model.
 
+use std::path::Path;
+
 use super::open::Pipeline;
 use super::prune::Pruning;
 use crate::error::{Error, Result};
-use crate::model::{Model, TrainedFile, TrainedKind};
+use crate::model::{ModelConfig, TrainedFile, TrainedKind};
 use crate::prune::{Learned, Policy, Pruner};
 
 /// Those that a model folder or bundle holds and that fit it.
@@ -17,12 +19,16 @@ pub(super) struct Nets {
 impl Nets {
     /// Reads and checks them, with one check more. A file of weights that came later must not make
     /// the model useless: what does not fit is told, and is not used.
-    pub(super) fn find(model: &Model, check: impl Fn(&TrainedFile) -> Result<()>) -> Self {
+    pub(super) fn find(
+        dir: &Path,
+        config: &ModelConfig,
+        check: impl Fn(&TrainedFile) -> Result<()>,
+    ) -> Self {
         let mut nets = Self::default();
         let read = |nets: &mut Self, kind| -> Option<TrainedFile> {
-            let found = TrainedFile::read(&model.dir, kind).and_then(|file| {
+            let found = TrainedFile::read(dir, kind).and_then(|file| {
                 if let Some(file) = &file {
-                    file.check_words(&model.dir, &model.config)?;
+                    file.check_words(dir, config)?;
                     check(file)?;
                 }
                 Ok(file)

@@ -178,6 +178,8 @@ impl Pipeline {
             Box::new(backend),
         )?;
         pipeline.speculator.limit(manifest.draft_tokens as usize);
+        // The build has compared them with the weights.
+        pipeline.nets = Nets::find(bundle.dir(), &pipeline.config, |_| Ok(()));
         pipeline.draft_costs = DraftCosts::of(bundle.digest(), &engine);
         Ok(pipeline)
     }
@@ -201,7 +203,7 @@ impl Pipeline {
                 let variant = model.files.variant.clone();
                 // A file of weights that came later must not make the model useless.
                 let drafts = find(&model, &|spec| spec.check_target(&model));
-                let nets = Nets::find(&model, |file| file.check_target(&model));
+                let nets = Nets::find(&model.dir, &model.config, |file| file.check_target(&model));
                 let identity = folder_identity(&model, &drafts.fit)?;
                 (model, variant, identity, drafts, nets)
             }
@@ -210,7 +212,7 @@ impl Pipeline {
                 most_drafts = bundle.manifest().draft_tokens as usize;
                 // The build has compared them with the weights.
                 let drafts = find(&model, &|_| Ok(()));
-                let nets = Nets::find(&model, |_| Ok(()));
+                let nets = Nets::find(&model.dir, &model.config, |_| Ok(()));
                 let identity = bundle.digest().to_owned();
                 (model, precision, identity, drafts, nets)
             }

@@ -93,7 +93,7 @@ fn drawn_and_pruned_answers_are_the_cpu_engines_too() {
     let pruned = |pruner| Ask {
         pruning: Pruning {
             keep: Keep::new(0.25).expect("share"),
-            pruner,
+            pruner: Some(pruner),
             ..Pruning::default()
         },
         ..Ask::default()
@@ -103,6 +103,7 @@ fn drawn_and_pruned_answers_are_the_cpu_engines_too() {
         pruned(Pruner::Grid),
         pruned(Pruner::Similarity),
         pruned(Pruner::Diverse),
+        pruned(Pruner::Learned),
     ] {
         let (answer, expected) = (
             ask(&mut gpu, QUESTIONS[0], &how),
