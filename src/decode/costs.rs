@@ -72,13 +72,15 @@ impl Costs {
         n == MAX_DRAFT + 1 && passes && drafters.all(|ms| (0.0..=MOST_MS).contains(&ms))
     }
 
-    /// Measures passes of `backend`, whose sequence is lost, and drafts. `None` if `stop` said so.
+    /// Measures passes of `backend`, whose sequence is lost, and drafts. `None` if `stop` said so. A pass checks at
+    /// most `most` drafts; one of more rows, which nobody makes, is said to cost as much as the largest.
     ///
     /// # Errors
     /// Those of the backend.
     pub(super) fn measure(
         backend: &mut dyn Backend,
         drafters: &mut [Box<dyn Drafter>],
+        most: usize,
         clock: &dyn Clock,
         stop: &dyn Fn() -> bool,
     ) -> Result<Option<Self>> {
@@ -92,6 +94,10 @@ impl Costs {
             image_token: u32::MAX,
             reserve: MAX_DRAFT + 1,
         };
+        for drafter in drafters.iter_mut() {
+            // One that fails is left out below.
+            let _ = drafter.begin(&prompt);
+        }
         backend.prefill(&prompt)?;
         let first = backend.hidden().map(<[f32]>::to_vec);
         backend.step(&ids[..1], CONTEXT as u32)?;
@@ -104,16 +110,22 @@ impl Costs {
                 costs.insert(drafter.name().to_owned(), cost);
             }
         }
-        let mut passes_ms = vec![f64::INFINITY; MAX_DRAFT + 1];
+        let most_rows = most.min(MAX_DRAFT) + 1;
+        let mut passes_ms = vec![f64::INFINITY; most_rows];
         for _ in 0..ROUNDS {
             for (n_rows, ms) in (1..).zip(&mut passes_ms) {
                 if stop() {
                     return Ok(None);
                 }
                 let start = clock.now();
-                backend.step(&ids[..n_rows], CONTEXT as u32)?;
+                if backend
+                    .step_greedily(&ids[..n_rows], CONTEXT as u32)?
+                    .is_none()
+                {
+                    backend.step(&ids[..n_rows], CONTEXT as u32)?;
+                }
                 *ms = ms.min(ms_since(clock, start));
-                if n_rows <= MAX_DRAFT {
+                if n_rows < most_rows {
                     backend.rollback(CONTEXT)?;
                 }
             }
@@ -123,6 +135,7 @@ impl Costs {
         for n in (1..passes_ms.len()).rev() {
             passes_ms[n - 1] = passes_ms[n - 1].min(passes_ms[n]);
         }
+        passes_ms.resize(MAX_DRAFT + 1, passes_ms[most_rows - 1]);
         Ok(Self::new(passes_ms, costs))
     }
 }
@@ -303,7 +316,7 @@ mod tests {
         guess.cost = Some((clock.clone(), 25));
         guess.row_cost = 500;
         let mut drafters: Vec<Box<dyn Drafter>> = vec![Box::new(guess)];
-        let measured = Costs::measure(&mut model, &mut drafters, &clock, &|| false);
+        let measured = Costs::measure(&mut model, &mut drafters, MAX_DRAFT, &clock, &|| false);
         let measured = measured.expect("passes").expect("not stopped");
         assert_eq!(
             measured.passes_ms,
@@ -315,8 +328,20 @@ mod tests {
 
         let left = Cell::new(5);
         let stop = || left.replace(left.get() - 1) == 0;
-        let stopped = Costs::measure(&mut model, &mut drafters, &clock, &stop);
+        let stopped = Costs::measure(&mut model, &mut drafters, MAX_DRAFT, &clock, &stop);
         assert_eq!(stopped.expect("passes"), None);
+    }
+
+    #[test]
+    fn passes_of_more_rows_than_a_model_checks_are_not_made() {
+        let clock = MadeUpClock::default();
+        let mut model = ScriptedModel::new(SCRIPT);
+        // A pass of more rows would be a panic: it has no cost.
+        model.cost = Some((clock.clone(), vec![1000, 1100, 1200]));
+        let measured = Costs::measure(&mut model, &mut [], 2, &clock, &|| false);
+        let measured = measured.expect("passes").expect("not stopped");
+        assert_eq!(measured.passes_ms[..4], [1.0, 1.1, 1.2, 1.2]);
+        assert!(measured.is_valid());
     }
 
     #[test]

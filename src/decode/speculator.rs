@@ -141,7 +141,8 @@ impl Speculator {
     /// Those of the backend.
     pub fn measure(&mut self, backend: &mut dyn Backend, stop: &dyn Fn() -> bool) -> Result<()> {
         let clock = self.clock.as_ref();
-        if let Some(costs) = Costs::measure(backend, &mut self.drafters, clock, stop)? {
+        let drafters = &mut self.drafters;
+        if let Some(costs) = Costs::measure(backend, drafters, self.most, clock, stop)? {
             self.auto.set_costs(costs);
         }
         Ok(())
