@@ -6,6 +6,7 @@ use rten::NodeId;
 use rten_tensor::TensorView;
 use rten_tensor::prelude::*;
 
+use super::ask_policy::ask_policy;
 use super::contract;
 use super::cpu_decoder::{Decoder, as_f32};
 use super::cpu_draft::{EarlyExit, Head, Shared, copy_cache};
@@ -20,7 +21,7 @@ use crate::onnx::passes::{
     sort_nodes,
 };
 use crate::preprocess::PixelValues;
-use crate::prune::{Features, Inputs, Kept, Needs};
+use crate::prune::{Features, Kept, Needs};
 use crate::sync::lock;
 
 /// Rows of a step that room is made for: a token and the longest draft.
@@ -309,37 +310,19 @@ impl Backend for CpuBackend {
     }
 
     fn prune(&mut self, request: &Prune<'_>) -> Result<Kept> {
-        let needs = request.policy.needs();
-        let question = match needs.question {
-            true => Some(self.embedding.mean(request.question)?),
-            false => None,
-        };
-        let saliency = match needs.saliency {
+        let saliency = match request.policy.needs().saliency {
             true => Some(self.saliency(&request.prompt)?),
             false => None,
         };
         let rows = self.candidate_rows(request.candidates)?;
         let features = Features::new(&rows, self.d_model)?;
-        let kept = request.policy.choose(
-            &Inputs {
-                features,
-                places: request.places,
-                question: question.as_deref(),
-                saliency: saliency.as_deref(),
-            },
-            request.keep,
-        )?;
-        let merged = kept
-            .merge
-            .as_ref()
-            .map(|merge| merge.apply(&features, kept.indices.len()));
-        for (&index, row) in kept.indices.iter().zip(
-            merged
-                .iter()
-                .flat_map(|rows| rows.chunks_exact(self.d_model)),
-        ) {
-            let start = request.candidates[index] * self.d_model;
-            self.features[start..start + self.d_model].copy_from_slice(row);
+        let (kept, merged) = ask_policy(request, features, &self.embedding, saliency.as_deref())?;
+        if let Some(merged) = merged {
+            let d = self.d_model;
+            for (&index, row) in kept.indices.iter().zip(merged.chunks_exact(d)) {
+                let start = request.candidates[index] * d;
+                self.features[start..start + d].copy_from_slice(row);
+            }
         }
         Ok(kept)
     }

@@ -12,6 +12,7 @@
 //! | `step`    | ids of new rows                        | logits of all new rows   |
 //! | `rollback`| number of rows to keep                 |                          |
 
+mod ask_policy;
 pub mod contract;
 pub mod cpu;
 mod cpu_decoder;
