@@ -416,7 +416,9 @@ mod tensorrt {
         assert!(plans.engine.to_string().contains("RTX"), "{}", plans.engine);
         let decoder = plans.component("decoder").expect("decoder");
         // inputs_embeds, attention_mask, position_ids, logit_rows, and keys and values of 4 layers.
-        assert_eq!((decoder.inputs.len(), decoder.outputs.len()), (12, 9));
+        // Logits, new rows of these, and the hidden states that the model's draft reads.
+        assert_eq!((decoder.inputs.len(), decoder.outputs.len()), (12, 10));
+        assert!(decoder.outputs.iter().any(|t| t.name == "hidden"));
         let profiles: Vec<&str> = decoder.profiles.iter().map(|p| p.name.as_str()).collect();
         assert_eq!(profiles, ["prefill", "step"]);
         let floats = decoder.inputs.iter().filter(|t| t.name.starts_with("past"));

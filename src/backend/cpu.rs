@@ -355,7 +355,7 @@ impl Backend for CpuBackend {
         self.room = room;
         self.n_logit_rows = 1;
         let mut left = lock(&self.left);
-        if self.tap == Some(Tap::Hidden) {
+        if std::mem::take(&mut left.wants_hidden) && self.tap == Some(Tap::Hidden) {
             self.decoder.tapped.clone_into(&mut left.hidden);
         }
         let n_tensors = 2 * left.n_layers;

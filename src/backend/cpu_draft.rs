@@ -1,4 +1,4 @@
-//! Draft models on the CPU engine, beside a [`CpuBackend`](super::CpuBackend).
+//! Draft models on the CPU engine, beside a [`CpuBackend`](super::CpuBackend) or plans on a GPU.
 
 use std::sync::{Arc, Mutex};
 
@@ -23,7 +23,9 @@ const GUESSES: usize = 16;
 /// What the target leaves to draft models in every prefill.
 #[derive(Default)]
 pub(super) struct Left {
-    /// Hidden states of the prompt, `[rows, d]`; empty if nobody wants them.
+    /// Whether somebody wants the hidden states of the next prompt.
+    pub wants_hidden: bool,
+    /// Hidden states of the prompt, `[rows, d]`; of no meaning if nobody wanted them.
     pub hidden: Vec<f32>,
     /// Layers whose cache is wanted.
     pub n_layers: usize,
@@ -156,6 +158,7 @@ impl DraftModel for Head {
     fn begin(&mut self, prompt: &Prefill<'_>) {
         self.prompt.set(prompt);
         self.n_rows = 0;
+        lock(&self.shared).wants_hidden = true;
     }
 
     fn take(&mut self, ids: &[u32], hidden: &[f32]) -> Result<Vec<f32>> {

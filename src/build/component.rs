@@ -154,7 +154,7 @@ pub fn prepare(
     if kind == ComponentKind::Decoder && runner != Runner::TensorRt && !cuts.taps.is_empty() {
         let options = lower_options(runner, numerics.precision, integers);
         passes::lower(&mut graph, &options)?;
-        cuts.tap(&mut graph, &model.config, false)?;
+        cuts.tap(&mut graph, &model.config)?;
     }
     let report = match (runner, integers) {
         (Runner::Cpu | Runner::Onnx, Some(quantization)) => {
@@ -226,7 +226,7 @@ fn for_tensorrt(
     if kind == ComponentKind::Decoder {
         let options = lower_options(Runner::TensorRt, precision, integers);
         cut_for_fixed_cache(graph, &model.config, &options)?;
-        cuts.tap(graph, &model.config, true)?;
+        cuts.tap_plan(graph, model)?;
     }
     let mut report = None;
     // Behind what may stand between the LM head and its weight, before that becomes integers.

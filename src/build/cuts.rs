@@ -3,7 +3,7 @@
 use crate::backend::contract;
 use crate::bundle::Precision;
 use crate::error::Result;
-use crate::model::ModelConfig;
+use crate::model::{DraftKind, DraftSpec, Model, ModelConfig};
 use crate::onnx::OnnxModel;
 use crate::onnx::passes::{self, NEW_PREFIX, Tap};
 
@@ -17,18 +17,22 @@ pub struct Cuts {
 }
 
 impl Cuts {
-    /// Adds the taps to a lowered decoder that returns its whole cache, or new rows of it.
-    pub(super) fn tap(
-        &self,
-        graph: &mut OnnxModel,
-        config: &ModelConfig,
-        new_rows: bool,
-    ) -> Result<()> {
-        let mut names = contract::tap_names(config);
-        if new_rows {
-            names.present = NEW_PREFIX;
+    /// Adds the taps to a lowered decoder that returns its whole cache.
+    pub(super) fn tap(&self, graph: &mut OnnxModel, config: &ModelConfig) -> Result<()> {
+        passes::add_taps(graph, &self.taps, &contract::tap_names(config))
+    }
+
+    /// Adds the taps to a lowered decoder that returns new rows of its cache and becomes a plan, from which no
+    /// tap can be cut later: with what the model's draft reads, if it has one.
+    pub(super) fn tap_plan(&self, graph: &mut OnnxModel, model: &Model) -> Result<()> {
+        let mut taps = self.taps.clone();
+        let is_drafted = DraftSpec::read(&model.dir, DraftKind::Head)?.is_some();
+        if is_drafted && !taps.contains(&Tap::Hidden) {
+            taps.push(Tap::Hidden);
         }
-        passes::add_taps(graph, &self.taps, &names)
+        let mut names = contract::tap_names(&model.config);
+        names.present = NEW_PREFIX;
+        passes::add_taps(graph, &taps, &names)
     }
 
     /// Splits the LM head, if asked to; `precision` is that of the engine.

@@ -145,7 +145,7 @@ impl Pipeline {
                 });
             }
             (Choice::Auto, Source::Bundle(bundle)) if !has_plans(bundle) => None,
-            (_, Source::Bundle(bundle)) => Some(Self::open_tensorrt(bundle)),
+            (_, Source::Bundle(bundle)) => Some(Self::open_tensorrt(bundle, drafted)),
         };
         match on_gpu {
             Some(Err(error)) if choice == Choice::Auto && has_graphs => {
@@ -162,7 +162,7 @@ impl Pipeline {
 
     /// Opens the plans of a bundle.
     #[cfg(feature = "tensorrt")]
-    fn open_tensorrt(bundle: &Bundle) -> Result<Self> {
+    fn open_tensorrt(bundle: &Bundle, drafted: bool) -> Result<Self> {
         let manifest = bundle.manifest();
         let mut config = ModelConfig::load(bundle.dir())?;
         manifest.check_config(&bundle.dir().join(MANIFEST), &config)?;
@@ -170,6 +170,12 @@ impl Pipeline {
         let engine = backend.engine().to_owned();
         config.max_positions = config.max_positions.min(manifest.max_context as usize);
         let precision = manifest.precision.to_string();
+        let mut drafts = match drafted {
+            true => Drafts::find(bundle.dir(), &config, |_| Ok(())),
+            false => Drafts::default(),
+        };
+        let drafted_decoder = drafts.decoder();
+        let models = drafts.load_beside(&backend, bundle.dir());
         let mut pipeline = Self::of_parts(
             bundle.dir(),
             config,
@@ -177,7 +183,10 @@ impl Pipeline {
             "tensorrt",
             Box::new(backend),
         )?;
+        pipeline.drafted_decoder = drafted_decoder.filter(|_| !models.is_empty());
+        pipeline.add_drafters(models);
         pipeline.speculator.limit(manifest.draft_tokens as usize);
+        pipeline.refused_drafts = drafts.refused;
         // The build has compared them with the weights.
         pipeline.nets = Nets::find(bundle.dir(), &pipeline.config, |_| Ok(()));
         pipeline.draft_costs = DraftCosts::of(bundle.digest(), &engine);
@@ -185,7 +194,7 @@ impl Pipeline {
     }
 
     #[cfg(not(feature = "tensorrt"))]
-    fn open_tensorrt(_: &Bundle) -> Result<Self> {
+    fn open_tensorrt(_: &Bundle, _: bool) -> Result<Self> {
         Err(Error::Unavailable {
             what: "the TensorRT backend".to_owned(),
             reason: "this program was built without the feature `tensorrt`".to_owned(),
@@ -194,7 +203,7 @@ impl Pipeline {
 
     fn open_cpu(source: Source, drafted: bool) -> Result<Self> {
         let find = |model: &Model, check: &dyn Fn(&DraftSpec) -> Result<()>| match drafted {
-            true => Drafts::find(model, check),
+            true => Drafts::find(&model.dir, &model.config, check),
             false => Drafts::default(),
         };
         let mut most_drafts = MAX_DRAFT;
@@ -317,12 +326,12 @@ struct Drafts {
 
 impl Drafts {
     /// Reads and checks them, with one check more.
-    fn find(model: &Model, check: impl Fn(&DraftSpec) -> Result<()>) -> Self {
+    fn find(dir: &Path, config: &ModelConfig, check: impl Fn(&DraftSpec) -> Result<()>) -> Self {
         let mut drafts = Self::default();
         for kind in DraftKind::ALL {
-            let checked = DraftSpec::read(&model.dir, kind).and_then(|spec| {
+            let checked = DraftSpec::read(dir, kind).and_then(|spec| {
                 if let Some(spec) = &spec {
-                    spec.check_words(&model.dir, &model.config)?;
+                    spec.check_words(dir, config)?;
                     check(spec)?;
                 }
                 Ok(spec)
@@ -342,6 +351,23 @@ impl Drafts {
     fn decoder(&self) -> Option<String> {
         let target = self.fit.first()?.targets.first()?;
         Some(target.fingerprint.clone())
+    }
+
+    /// Loads those that can run beside plans.
+    #[cfg(feature = "tensorrt")]
+    fn load_beside(&mut self, backend: &TensorRtBackend, dir: &Path) -> Vec<Box<dyn DraftModel>> {
+        let mut models = Vec::new();
+        for spec in std::mem::take(&mut self.fit) {
+            let kind = spec.kind;
+            match backend.draft(dir, spec) {
+                Ok(model) => models.push(model),
+                Err(error) => {
+                    tracing::info!("{error}; nothing is drafted with it");
+                    self.refused.push((kind, error.to_string()));
+                }
+            }
+        }
+        models
     }
 
     /// Loads the model with them; without them, if its graph does not give what they need.

@@ -60,14 +60,22 @@ fn answers_are_the_cpu_engines_token_for_token() {
     let _twin = Twin::take();
     let (mut gpu, mut cpu) = (open(), on_cpu());
     assert_eq!(gpu.backend_name(), "tensorrt");
-    let drafted = |n| Strategy::Always {
-        drafter: "ngram",
-        n,
-    };
+    let drafted = |drafter, n| Strategy::Always { drafter, n };
     for question in QUESTIONS {
         let plain = Ask::default();
         let expected = ask(&mut cpu, question, &plain);
-        for draft in [Strategy::Off, drafted(1), drafted(3), drafted(4)] {
+        for draft in [
+            Strategy::Off,
+            drafted("ngram", 1),
+            drafted("ngram", 3),
+            drafted("ngram", 4),
+            // The draft model runs on the CPU engine, from the plans' hidden states.
+            drafted("head", 1),
+            drafted("head", 4),
+            // Once with costs that are measured, once with those.
+            Strategy::Auto,
+            Strategy::Auto,
+        ] {
             let answer = ask(&mut gpu, question, &Ask { draft, ..plain });
             assert_eq!(
                 answer.token_ids, expected.token_ids,
@@ -76,6 +84,36 @@ fn answers_are_the_cpu_engines_token_for_token() {
             assert_eq!((answer.stop, &answer.text), (expected.stop, &expected.text));
         }
     }
+}
+
+#[test]
+fn draft_model_beside_plans_guesses_as_it_does_beside_the_cpu_engine() {
+    let _twin = Twin::take();
+    let (mut gpu, mut cpu) = (open(), on_cpu());
+    for n in [1, 4] {
+        let drafter = "head";
+        let how = Ask {
+            draft: Strategy::Always { drafter, n },
+            ..Ask::default()
+        };
+        let (answer, expected) = (
+            ask(&mut gpu, QUESTIONS[0], &how).speculation,
+            ask(&mut cpu, QUESTIONS[0], &how).speculation,
+        );
+        assert!(answer.accepted > 0, "{answer:?}");
+        assert_eq!(answer.by_position, expected.by_position);
+        assert_eq!(answer.switched_off, None);
+    }
+    let exit = Ask {
+        draft: Strategy::Always {
+            drafter: "early-exit",
+            n: 1,
+        },
+        ..Ask::default()
+    };
+    let refused = gpu.ask(&frame("0024.png"), QUESTIONS[0], &exit, &mut |_| {});
+    let error = refused.err().expect("no plan of first layers").to_string();
+    assert!(error.contains("no plan of their own"), "{error}");
 }
 
 #[test]

@@ -48,6 +48,8 @@ impl Twin {
         std::fs::hard_link(&cuda, dir.path().join("libtensorrt_rtx.so.1")).expect("link");
         // SAFETY: nothing else of this process looks at the environment yet: tests begin here.
         unsafe { std::env::set_var("TENSORRT_LIB_DIR", dir.path()) };
+        // SAFETY: as above. What drafts cost here is of no use to anybody else.
+        unsafe { std::env::set_var("XDG_CACHE_HOME", dir.path().join("cache")) };
         // SAFETY: it was made from our own sources just now. Whoever asks for libcuda.so by name
         // finds this one, which has that name and is loaded.
         let library = unsafe { libloading::Library::new(&cuda) }.expect("the double");
@@ -470,7 +472,9 @@ fn output_dim(tensor: &TensorInfo, axis: usize, tokens_per_tile: usize) -> Strin
     match &tensor.shape[axis] {
         Extent::Fixed(n) => n.to_string(),
         Extent::Named(_) if tensor.name == "logits" => "logit_rows:0".to_owned(),
-        Extent::Named(_) if tensor.name.starts_with("new.") => "inputs_embeds:1".to_owned(),
+        Extent::Named(_) if tensor.name.starts_with("new.") || tensor.name == "hidden" => {
+            "inputs_embeds:1".to_owned()
+        }
         Extent::Named(_) if tensor.name == "image_features" && axis == 0 => {
             "pixel_values:1".to_owned()
         }

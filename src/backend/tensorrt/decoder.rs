@@ -5,6 +5,7 @@
 //! | `cache` | `[2 * layers * kv_heads, capacity, head_dim]` | keys and values, layer by layer |
 //! | `fresh` | `[2 * layers * kv_heads, rows, head_dim]` | new rows of a pass, then moved to the cache |
 //! | `state` | [`Step`] | what a pass is fed, and what came of it |
+//! | `hidden` | `[capacity, d_model]` | what the LM head reads in each row, if the plan gives it |
 //!
 //! A prompt binds no cached rows, a pass binds the cache whole, whatever part of it is used. Taking
 //! back a row moves a count: nothing of the cache is moved.
@@ -16,7 +17,7 @@ use crate::cuda::kernels::{Float, Kernels, MAX_DRAFT, Step, StepInputs, Stop, Ta
 use crate::cuda::{Device, Memory};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
-use crate::onnx::passes::{LOGIT_ROWS, NEW_PREFIX};
+use crate::onnx::passes::{HIDDEN, LOGIT_ROWS, NEW_PREFIX};
 use crate::trt::{Engine, Execution};
 
 /// Profiles of a decoder's plan, as `build` makes them.
@@ -46,6 +47,13 @@ struct Shared {
     cache: Memory,
     fresh: Memory,
     logits: Memory,
+    hidden: Option<Hidden>,
+}
+
+/// Memory of hidden states.
+struct Hidden {
+    memory: Memory,
+    float: Float,
 }
 
 pub(super) struct Decoder {
@@ -58,6 +66,11 @@ pub(super) struct Decoder {
     /// Rows of the cache in use.
     n_rows: usize,
     logit_floats: Floats,
+    hidden_floats: Option<Floats>,
+    /// Positions of a prompt, on their way to the device.
+    prompt_positions: Vec<i64>,
+    /// The mask of a prompt of any length.
+    ones: Vec<i64>,
 }
 
 /// A pass of so many rows.
@@ -113,6 +126,16 @@ impl Decoder {
         let most = (draft_tokens + 1).min(MAX_DRAFT + 1);
         let row = config.head_dim * kv_bytes;
         let vocab = config.vocab;
+        let hidden = match engine.tensor(HIDDEN).map(float_of).transpose()? {
+            Some(float) => Some(Hidden {
+                memory: arena.alloc("hidden states", &[capacity, config.d_model, float.bytes()])?,
+                float,
+            }),
+            None => None,
+        };
+        let hidden_floats = hidden
+            .as_ref()
+            .map(|hidden| Floats::new(hidden.float, capacity * config.d_model));
         let shared = Shared {
             state: arena.alloc("state", &[Step::WORDS, 4])?,
             best: arena.alloc("state", &[MAX_DRAFT + 1, 8])?,
@@ -135,6 +158,7 @@ impl Decoder {
             float: float_in,
             kv_bytes,
             logit_float,
+            hidden,
         };
         let prefill = shared.execution(engine, PREFILL, 0)?;
         let wanted = ROWS.iter().copied().filter(|&rows| rows < most);
@@ -154,6 +178,9 @@ impl Decoder {
             prefill_rows: 0,
             n_rows: 0,
             logit_floats: Floats::new(logit_float, most * vocab),
+            hidden_floats,
+            prompt_positions: Vec::with_capacity(capacity),
+            ones: vec![1; capacity],
             shared,
         })
     }
@@ -216,10 +243,12 @@ impl Decoder {
             self.prefill_replay.reset();
             self.prefill_rows = n;
         }
-        let positions: Vec<i64> = positions.iter().map(|&p| i64::from(p)).collect();
+        let wide = &mut self.prompt_positions;
+        wide.clear();
+        wide.extend(positions.iter().map(|&p| i64::from(p)));
         device.upload(&shared.source, 0, bytemuck::cast_slice(source))?;
-        device.upload(&shared.positions, 0, bytemuck::cast_slice(&positions))?;
-        device.upload(&shared.mask, 0, bytemuck::cast_slice(&vec![1i64; n]))?;
+        device.upload(&shared.positions, 0, bytemuck::cast_slice(wide))?;
+        device.upload(&shared.mask, 0, bytemuck::cast_slice(&self.ones[..n]))?;
         device.upload(&shared.logit_rows, 0, &(n as i64 - 1).to_le_bytes())?;
         // All rows go to the cache, from its first slot on.
         shared.set_state(
@@ -337,6 +366,23 @@ impl Decoder {
         Ok(logits)
     }
 
+    /// Whether it gives the hidden states of its rows.
+    pub fn gives_hidden(&self) -> bool {
+        self.shared.hidden.is_some()
+    }
+
+    /// Reads the hidden states of the first rows of the newest pass, or prompt, `[rows, d_model]`, as many as
+    /// `values` has room for; nothing, if the plan does not give them.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn read_hidden(&mut self, device: &Device, values: &mut [f32]) -> Result<()> {
+        match (&self.shared.hidden, &mut self.hidden_floats) {
+            (Some(hidden), Some(floats)) => floats.download(device, &hidden.memory, values),
+            _ => Ok(()),
+        }
+    }
+
     /// What the device took from the newest pass: the accepted drafts and the token behind them.
     ///
     /// # Errors
@@ -379,6 +425,9 @@ impl Shared {
             if run.has(name) {
                 run.bind(name, memory, 0)?;
             }
+        }
+        if let Some(hidden) = &self.hidden {
+            run.bind(HIDDEN, &hidden.memory, 0)?;
         }
         let bytes = self.config.n_kv_heads * self.capacity * self.row_bytes();
         for (index, (past, _)) in self.kv_names().enumerate() {

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Everything is ordered by one stream, and stays on the device: a pass of greedy decoding reads the tokens
-//! that it took, 120 bytes, and a drawn one its logits. What runs twice with the same shapes is captured as
+//! that it took, 120 bytes, and a drawn one its logits; with a draft model, which runs on the CPU, the hidden states
+//! of these tokens, too, and once those of the prompt. What runs twice with the same shapes is captured as
 //! a CUDA graph and replayed. All device memory is allocated by [`TensorRtBackend::open`].
 
 mod arena;
@@ -20,25 +21,29 @@ mod replay;
 mod table;
 mod vision;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arena::Arena;
 use decoder::{Decoder, Parts};
 use floats::Floats;
 use vision::Vision;
 
-use super::{Backend, Chosen, Logits, Prefill, Prune};
+use super::ask_policy::ask_policy;
+use super::cpu_draft::{Head, Shared};
+use super::{Backend, Chosen, DraftModel, Logits, Prefill, Prune};
 use crate::bundle::{Bundle, Engine as Builder, EngineSet, Flavour, MANIFEST, Part, Target};
 use crate::cpu::Embedding;
 use crate::cuda::Device;
 use crate::cuda::kernels::Kernels;
 use crate::error::{Error, Result};
 use crate::limits;
-use crate::model::ModelConfig;
+use crate::model::{DraftKind, DraftSpec, ModelConfig, graph_path};
 use crate::onnx::OnnxModel;
 use crate::preprocess::PixelValues;
-use crate::prune::{Features, Inputs, Kept, Needs};
+use crate::prune::{Features, Kept, Needs};
 use crate::read::read_file;
+use crate::sync::lock;
 use crate::trt::{self, Engine, Runtime};
 
 /// Largest cubin.
@@ -49,11 +54,19 @@ pub struct TensorRtBackend {
     // Dropped in this order: what uses the device before the device.
     vision: Vision,
     decoder: Decoder,
-    embedding: Embedding,
+    embedding: Arc<Embedding>,
     d_model: usize,
     /// Rows of the newest frame.
     n_features: usize,
+    /// The newest prompt as ids and visual rows.
+    source: Vec<i32>,
     feature_floats: Floats,
+    /// What a draft model finds.
+    left: Shared,
+    /// Whether one reads along in this sequence.
+    is_drafted: bool,
+    /// Hidden states of the rows that the newest pass took tokens from, `[rows, d_model]`.
+    hidden: Vec<f32>,
     memory: Vec<Part>,
     engine: String,
     device: Device,
@@ -129,9 +142,13 @@ impl TensorRtBackend {
             feature_floats: Floats::new(float, vision.most_rows * config.d_model),
             vision,
             decoder,
-            embedding,
+            embedding: Arc::new(embedding),
+            left: Shared::default(),
+            is_drafted: false,
+            hidden: Vec::new(),
             d_model: config.d_model,
             n_features: 0,
+            source: Vec::with_capacity(capacity),
             memory,
             engine: runtime.name(),
             device,
@@ -148,6 +165,30 @@ impl TensorRtBackend {
     /// The library that runs the plans, with its version.
     pub fn engine(&self) -> &str {
         &self.engine
+    }
+
+    /// Loads a draft of the bundle in `dir`, which runs on the CPU engine beside the plans and reads their hidden states.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] for an early exit, whose layers are not in the plans, or plans without hidden
+    /// states; those of the draft's graph.
+    pub fn draft(&self, dir: &Path, spec: DraftSpec) -> Result<Box<dyn DraftModel>> {
+        let unavailable = |reason: &str| Error::Unavailable {
+            what: format!("`{}` beside plans", spec.kind.name()),
+            reason: reason.to_owned(),
+        };
+        if spec.kind != DraftKind::Head {
+            return Err(unavailable(
+                "the first layers of a decoder are no plan of their own",
+            ));
+        }
+        if !self.decoder.gives_hidden() {
+            let reason = "the decoder's plan does not give hidden states: build the bundle again";
+            return Err(unavailable(reason));
+        }
+        let graph = OnnxModel::load(&graph_path(dir, spec.kind))?;
+        let (embedding, left) = (Arc::clone(&self.embedding), Arc::clone(&self.left));
+        Ok(Box::new(Head::new(&graph, spec, embedding, left)?))
     }
 
     /// Runs passes of every size, until each is a graph.
@@ -171,8 +212,8 @@ impl TensorRtBackend {
         self.device.synchronize()
     }
 
-    /// The rows that a prompt is made of, as ids and visual rows.
-    fn source(&self, prompt: &Prefill<'_>) -> Result<Vec<i32>> {
+    /// Notes the rows that a prompt is made of.
+    fn set_source(&mut self, prompt: &Prefill<'_>) -> Result<()> {
         let slots = prompt.ids.iter().filter(|&&id| id == prompt.image_token);
         let n_slots = slots.count();
         let known = prompt.visual.iter().all(|&row| row < self.n_features);
@@ -188,18 +229,39 @@ impl TensorRtBackend {
             });
         }
         let mut visual = prompt.visual.iter();
-        let source = prompt.ids.iter().map(|&id| match id == prompt.image_token {
-            true => visual.next().map_or(0, |&row| -1 - row as i32),
-            false => id as i32,
-        });
-        Ok(source.collect())
+        self.source.clear();
+        self.source
+            .extend(prompt.ids.iter().map(|&id| match id == prompt.image_token {
+                true => visual.next().map_or(0, |&row| -1 - row as i32),
+                false => id as i32,
+            }));
+        Ok(())
     }
 
     fn read_prompt(&mut self, prompt: &Prefill<'_>) -> Result<()> {
-        let source = self.source(prompt)?;
+        self.set_source(prompt)?;
         let visual = (&self.vision.features, self.vision.most_rows);
         self.decoder
-            .prefill(&self.device, &source, prompt.positions, visual)
+            .prefill(&self.device, &self.source, prompt.positions, visual)?;
+        let mut left = lock(&self.left);
+        self.is_drafted = std::mem::take(&mut left.wants_hidden) && self.decoder.gives_hidden();
+        if self.is_drafted {
+            left.hidden.resize(self.source.len() * self.d_model, 0.0);
+            self.decoder.read_hidden(&self.device, &mut left.hidden)?;
+            let last = left.hidden.len() - self.d_model;
+            self.hidden.clear();
+            self.hidden.extend_from_slice(&left.hidden[last..]);
+        }
+        Ok(())
+    }
+
+    /// Reads the hidden states of `n` rows of the newest pass, if a draft model reads along.
+    fn read_hidden(&mut self, n: usize) -> Result<()> {
+        if !self.is_drafted {
+            return Ok(());
+        }
+        self.hidden.resize(n * self.d_model, 0.0);
+        self.decoder.read_hidden(&self.device, &mut self.hidden)
     }
 
     fn chosen(&self, taken: &decoder::Taken) -> Chosen {
@@ -231,8 +293,10 @@ impl Backend for TensorRtBackend {
     fn prune(&mut self, request: &Prune<'_>) -> Result<Kept> {
         let d = self.d_model;
         let mut features = vec![0f32; self.n_features * d];
-        self.feature_floats
-            .download(&self.device, &self.vision.features, &mut features)?;
+        if request.policy.needs().features {
+            self.feature_floats
+                .download(&self.device, &self.vision.features, &mut features)?;
+        }
         let mut rows = Vec::with_capacity(request.candidates.len() * d);
         for &row in request.candidates {
             let row = features.get(row * d..(row + 1) * d);
@@ -242,20 +306,9 @@ impl Backend for TensorRtBackend {
                 actual: format!("{:?}", request.candidates),
             })?);
         }
-        let question = match request.policy.needs().question {
-            true => Some(self.embedding.mean(request.question)?),
-            false => None,
-        };
         let features = Features::new(&rows, d)?;
-        let inputs = Inputs {
-            features,
-            places: request.places,
-            question: question.as_deref(),
-            saliency: None,
-        };
-        let kept = request.policy.choose(&inputs, request.keep)?;
-        if let Some(merge) = &kept.merge {
-            let merged = merge.apply(&features, kept.indices.len());
+        let (kept, merged) = ask_policy(request, features, &self.embedding, None)?;
+        if let Some(merged) = merged {
             for (&index, row) in kept.indices.iter().zip(merged.chunks_exact(d)) {
                 let at = request.candidates[index] * d;
                 self.feature_floats
@@ -278,6 +331,7 @@ impl Backend for TensorRtBackend {
     fn step(&mut self, ids: &[u32], position: u32) -> Result<Logits> {
         self.decoder.pass(&self.device, ids, position)?;
         let logits = self.decoder.logits(&self.device, ids.len())?;
+        self.read_hidden(ids.len())?;
         Ok(Logits::new(self.decoder.n_vocab(), logits))
     }
 
@@ -290,11 +344,16 @@ impl Backend for TensorRtBackend {
     fn step_greedily(&mut self, ids: &[u32], position: u32) -> Result<Option<Chosen>> {
         self.decoder.pass(&self.device, ids, position)?;
         let taken = self.decoder.pass_taken(&self.device)?;
+        self.read_hidden(taken.n)?;
         Ok(Some(self.chosen(&taken)))
     }
 
     fn rollback(&mut self, n_rows: usize) -> Result<()> {
         self.decoder.rollback(n_rows)
+    }
+
+    fn hidden(&self) -> Option<&[f32]> {
+        self.is_drafted.then_some(self.hidden.as_slice())
     }
 }
 

@@ -84,5 +84,5 @@ pub use split_head::split_lm_head;
 pub(crate) use split_head::whole_label;
 pub use static_dims::set_dims;
 pub use store_weights::store_weights_fp16;
-pub use taps::{SALIENCY, SALIENCY_ROWS, Tap, TapNames, add_taps};
+pub use taps::{HIDDEN, SALIENCY, SALIENCY_ROWS, Tap, TapNames, add_taps};
 pub use types::{Types, check_types};

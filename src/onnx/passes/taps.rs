@@ -34,6 +34,9 @@ pub const SALIENCY_ROWS: &str = "saliency_rows";
 /// Name of the output with their attention.
 pub const SALIENCY: &str = "saliency";
 
+/// Name of the output with what the LM head reads in each row.
+pub const HIDDEN: &str = "hidden";
+
 /// An inner value that becomes an output.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tap {
@@ -150,7 +153,7 @@ fn rows(model: &mut OnnxModel, tap: &Tap, names: &TapNames<'_>, types: &Types) -
         .ok_or_else(|| missing("the LM head does not read chosen rows"))?;
     let (hidden, selected) = (gather.input[0].clone(), gather.output[0].clone());
     let (value, output) = match tap {
-        Tap::Hidden => (hidden, "hidden".to_owned()),
+        Tap::Hidden => (hidden, HIDDEN.to_owned()),
         Tap::HiddenRows => (selected, "hidden_rows".to_owned()),
         Tap::Layer(layer) => {
             if layer + 1 >= names.n_layers {
