@@ -63,8 +63,9 @@ test: install-deps sdk fetch check test-all test-default ## set up everything an
 test-all:
 	$(OFFLINE) $(CARGO) test --locked --all-features --no-fail-fast
 
+# What is another program without TensorRT: the library, and the commands that name it.
 test-default:
-	$(OFFLINE) $(CARGO) test --locked --no-fail-fast
+	$(OFFLINE) $(CARGO) test --locked --no-fail-fast --lib --bins --test build --test cli --test portable --test run
 
 check: fmt-check clippy doc deny ## formatting, lints, documentation, licences
 

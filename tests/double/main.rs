@@ -112,7 +112,7 @@ fn draft_model_beside_plans_guesses_as_it_does_beside_the_cpu_engine() {
         ..Ask::default()
     };
     let refused = gpu.ask(&frame("0024.png"), QUESTIONS[0], &exit, &mut |_| {});
-    let error = refused.err().expect("no plan of first layers").to_string();
+    let error = refused.expect_err("no plan of first layers").to_string();
     assert!(error.contains("no plan of their own"), "{error}");
 }
 
