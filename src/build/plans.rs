@@ -106,25 +106,32 @@ impl<'a> Plans<'a> {
     /// Makes of the next graph, which was begun at `start`, what runs.
     fn add(
         &mut self,
-        graph: SavedGraph,
+        mut graph: SavedGraph,
         start: Instant,
         on_event: &mut dyn FnMut(&Event),
     ) -> Result<()> {
-        match graph.kind {
-            ComponentKind::Embed => self.keep(graph, start, on_event),
-            ComponentKind::Vision | ComponentKind::Decoder => self.build(graph, start, on_event),
-        }
+        let (kind, quantized) = (graph.kind, graph.quantized.take());
+        let made = match kind {
+            ComponentKind::Embed => self.keep(graph)?,
+            ComponentKind::Vision | ComponentKind::Decoder => self.build(graph, on_event)?,
+        };
+        self.memory.push(made.memory);
+        self.reports.push(EngineReport {
+            target: Target::Sm(self.sm).to_string(),
+            component: kind.name(),
+            file: made.component.file.clone(),
+            bytes: made.bytes,
+            seconds: start.elapsed().as_secs_f64(),
+            peak_memory_bytes: made.peak_memory_bytes,
+            quantized,
+        });
+        self.components.push(made.component);
+        on_event(&Event::Done);
+        Ok(())
     }
 
     /// Takes the graph as it is: the table in it is all that a kernel of ours needs.
-    fn keep(
-        &mut self,
-        graph: SavedGraph,
-        start: Instant,
-        on_event: &mut dyn FnMut(&Event),
-    ) -> Result<()> {
-        let target = Target::Sm(self.sm);
-        let name = graph.kind.name();
+    fn keep(&self, graph: SavedGraph) -> Result<Made> {
         let mut component = graph.component;
         component.profiles.clear();
         component.file = format!("{ENGINES}/{}", graph_name(graph.kind, self.sm));
@@ -134,33 +141,20 @@ impl<'a> Plans<'a> {
             self.writer
                 .copy(&from, &format!("{ENGINES}/{}", file.path))?;
         }
-        let bytes = component.graph.iter().map(|file| file.bytes).sum();
-        self.memory
-            .push(part("embedding table", graph.weight_bytes));
-        self.reports.push(EngineReport {
-            target: target.to_string(),
-            component: name,
-            file: component.file.clone(),
-            bytes,
-            seconds: start.elapsed().as_secs_f64(),
+        Ok(Made {
+            bytes: component.graph.iter().map(|file| file.bytes).sum(),
+            component,
+            memory: part("embedding table", graph.weight_bytes),
             peak_memory_bytes: 0,
-            quantized: graph.quantized,
-        });
-        self.components.push(component);
-        on_event(&Event::Done);
-        Ok(())
+        })
     }
 
     /// Builds a plan in a child process.
-    fn build(
-        &mut self,
-        graph: SavedGraph,
-        start: Instant,
-        on_event: &mut dyn FnMut(&Event),
-    ) -> Result<()> {
+    fn build(&mut self, graph: SavedGraph, on_event: &mut dyn FnMut(&Event)) -> Result<Made> {
         let target = Target::Sm(self.sm);
+        let name = graph.kind.name();
         let mut component = graph.component;
-        component.file = format!("{ENGINES}/{}.{target}.plan", graph.kind.name());
+        component.file = format!("{ENGINES}/{name}.{target}.plan");
         let plan = self.writer.file(&component.file)?;
         let mut spec = trt::BuildSpec::new(graph.onnx, plan, trt::Sm::Sm(u32::from(self.sm)));
         spec.profiles = component.profiles.iter().map(trt_profile).collect();
@@ -186,19 +180,6 @@ impl<'a> Plans<'a> {
         )?;
         component.inputs = tensors(&report.io, trt::IoMode::Input);
         component.outputs = tensors(&report.io, trt::IoMode::Output);
-        let name = graph.kind.name();
-        self.memory
-            .push(part(&format!("{name} plan"), report.plan_bytes));
-        self.reports.push(EngineReport {
-            target: target.to_string(),
-            component: name,
-            file: component.file.clone(),
-            bytes: report.plan_bytes,
-            seconds: start.elapsed().as_secs_f64(),
-            peak_memory_bytes: report.peak_rss_bytes,
-            quantized: graph.quantized,
-        });
-        self.components.push(component);
         self.engine = Some(Engine {
             flavour: match report.flavour {
                 trt::Flavour::Rtx => Flavour::TensorRtRtx,
@@ -206,8 +187,12 @@ impl<'a> Plans<'a> {
             },
             version: report.version.to_string(),
         });
-        on_event(&Event::Done);
-        Ok(())
+        Ok(Made {
+            component,
+            memory: part(&format!("{name} plan"), report.plan_bytes),
+            bytes: report.plan_bytes,
+            peak_memory_bytes: report.peak_rss_bytes,
+        })
     }
 
     fn finish(mut self, cache: Part) -> Result<(EngineSet, Vec<EngineReport>)> {
@@ -225,6 +210,15 @@ impl<'a> Plans<'a> {
         };
         Ok((set, self.reports))
     }
+}
+
+/// What became of a graph.
+struct Made {
+    component: Component,
+    /// What it holds in the device's memory.
+    memory: Part,
+    bytes: u64,
+    peak_memory_bytes: u64,
 }
 
 /// A folder for what the builder reads, inside the unfinished bundle so that whatever removes
