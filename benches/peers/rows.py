@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Passes of a decoder by number of rows: `benches/rows.rs` beside onnxruntime, alternately, on the same files.
 
-    rows.py DECODER.onnx... [--rounds 3] [--rows 1,2,3,5,9] [--past 300] [--repeats 7] [--out FILE]
+    rows.py DECODER.onnx... [--rounds 3] [--rows 1,2,3,5,9] [--past 300] [--repeats 7] [--program FILE] [--out FILE]
 
 The first file is what the others are compared with (FP32). Prints a table of the least times of all rounds:
 ms by rows, what rows cost beside one row, tokens a second beside the first file's, memory.
 """
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -16,8 +17,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 
 
-def ours(file, rest):
-    command = ["cargo", "bench", "--locked", "--quiet", "--bench", "rows", "--", file, *rest]
+def ours(program, file, rest):
+    cargo = ["cargo", "bench", "--locked", "--quiet", "--bench", "rows", "--"]
+    command = [*([os.path.abspath(program)] if program else cargo), file, *rest]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT, text=True).stdout
 
 
@@ -41,13 +43,15 @@ def main():
     args.add_argument("--rows", default="1,2,3,5,9")
     args.add_argument("--past", default="300")
     args.add_argument("--repeats", default="7")
+    args.add_argument("--program", help="benches/rows.rs, built before; default: cargo builds it")
     args.add_argument("--out")
     args = args.parse_args()
     rest = ["--rows", args.rows, "--past", args.past, "--repeats", args.repeats]
     runs = {}
+    trtvlm = functools.partial(ours, args.program)
     for _ in range(args.rounds):
         for file in args.files:
-            for engine, run in (("trtvlm", ours), ("onnxruntime", peer)):
+            for engine, run in (("trtvlm", trtvlm), ("onnxruntime", peer)):
                 report = json.loads(run(os.path.abspath(file), rest))
                 runs.setdefault((file, engine), []).append(report)
     best = {key: least(value) for key, value in runs.items()}
