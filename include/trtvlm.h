@@ -245,6 +245,24 @@ typedef struct trtvlm_options {
 } trtvlm_options;
 
 /*
+ A file of a model that lies in memory. It has no size of its own: it stays as it is.
+ */
+typedef struct trtvlm_file {
+    /*
+     Its path below the model's folder, such as "manifest.json" or "engines/decoder.cpu.onnx"; a zero ends it.
+     */
+    const char *path;
+    /*
+     What it holds.
+     */
+    const void *data;
+    /*
+     Bytes of that.
+     */
+    size_t length;
+} trtvlm_file;
+
+/*
  Rows of pixels.
  */
 typedef struct trtvlm_plane {
@@ -512,6 +530,21 @@ trtvlm_status trtvlm_open(const char *path,
                           struct trtvlm_session **session,
                           char *message,
                           size_t message_size);
+
+/*
+ Opens a bundle or a model folder whose `n_files` files lie in memory, such as in the program itself. They are
+ copied into a folder in shared memory (/dev/shm; the system's temporary folder where there is none), which goes when the session
+ is closed; the caller's memory is of no use from the return on. All else is as with `trtvlm_open`.
+
+ # Safety
+ As `trtvlm_open`; `files` leads to `n_files` structs, and these to what they say.
+ */
+trtvlm_status trtvlm_open_files(const struct trtvlm_file *files,
+                                size_t n_files,
+                                const struct trtvlm_options *options,
+                                struct trtvlm_session **session,
+                                char *message,
+                                size_t message_size);
 
 /*
  Closes a session; its handle is of no use from then on. An answer that another thread waits for is given

@@ -195,17 +195,17 @@ class Session {
 public:
   // Opens a bundle or a model folder.
   static Result<Session> open(std::string_view path, const Options &options = {}) {
-    if (!abi_matches()) {
-      return Error{TRTVLM_STATUS_UNAVAILABLE, "the library has another ABI version than trtvlm.h"};
-    }
-    Session session;
-    session.room_.resize(options.room + 1);
-    char message[1024];
     const std::string ended(path);
-    const trtvlm_status status =
-        trtvlm_open(ended.c_str(), &options.raw, &session.handle_, message, sizeof message);
-    if (status != TRTVLM_STATUS_OK) return Error{status, message};
-    return session;
+    return opened(options, [&](trtvlm_session **handle, char *message, std::size_t size) {
+      return trtvlm_open(ended.c_str(), &options.raw, handle, message, size);
+    });
+  }
+
+  // Opens one whose files lie in memory, which may go when this returns.
+  static Result<Session> open_files(const trtvlm_file *files, std::size_t n_files, const Options &options = {}) {
+    return opened(options, [&](trtvlm_session **handle, char *message, std::size_t size) {
+      return trtvlm_open_files(files, n_files, &options.raw, handle, message, size);
+    });
   }
 
   Session(Session &&other) noexcept
@@ -269,6 +269,18 @@ public:
 
 private:
   Session() = default;
+
+  template <class Open> static Result<Session> opened(const Options &options, Open &&open) {
+    if (!abi_matches()) {
+      return Error{TRTVLM_STATUS_UNAVAILABLE, "the library has another ABI version than trtvlm.h"};
+    }
+    Session session;
+    session.room_.resize(options.room + 1);
+    char message[1024];
+    const trtvlm_status status = open(&session.handle_, message, sizeof message);
+    if (status != TRTVLM_STATUS_OK) return Error{status, message};
+    return session;
+  }
 
   Result<Answer> ask_raw(const Frame &frame, const trtvlm_question &question) {
     Answer answer;

@@ -10,6 +10,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::files::{MOST_FILES, NamedBytes};
 use super::frame::{Kind, Picture};
 use super::raw;
 use super::registry;
@@ -17,7 +18,7 @@ use super::session;
 use super::settings::{Question, Settings};
 use super::status::{self, Failure, Status};
 use super::types::{
-    FrameView, MemoryReport, Options, Outcome, QuestionView, Session, TRTVLM_ABI_VERSION,
+    FileView, FrameView, MemoryReport, Options, Outcome, QuestionView, Session, TRTVLM_ABI_VERSION,
     TRTVLM_STOP_CANCELLED, TRTVLM_STOP_DEADLINE, TRTVLM_STOP_EOS, TRTVLM_STOP_LENGTH,
     TRTVLM_STOP_SENTENCE,
 };
@@ -157,26 +158,94 @@ pub unsafe extern "C" fn trtvlm_open(
     message: *mut c_char,
     message_size: usize,
 ) -> Status {
-    guard("trtvlm_open", Status::Internal, || {
-        let open = || {
+    let open = |settings| {
+        // SAFETY: the caller's address, as it promises.
+        let path = unsafe { raw::text("path", path, usize::MAX)? };
+        session::Session::open(Path::new(path), settings)
+    };
+    // SAFETY: the caller's addresses, as it promises.
+    unsafe {
+        enter(
+            "trtvlm_open",
+            options,
+            session,
+            (message, message_size),
+            open,
+        )
+    }
+}
+
+/// Opens a bundle or a model folder whose `n_files` files lie in memory, such as in the program itself. They are
+/// copied into a folder in shared memory (/dev/shm; the system's temporary folder where there is none), which goes when the session
+/// is closed; the caller's memory is of no use from the return on. All else is as with `trtvlm_open`.
+///
+/// # Safety
+/// As `trtvlm_open`; `files` leads to `n_files` structs, and these to what they say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn trtvlm_open_files(
+    files: *const FileView,
+    n_files: usize,
+    options: *const Options,
+    session: *mut *mut Session,
+    message: *mut c_char,
+    message_size: usize,
+) -> Status {
+    let open = |settings| {
+        if n_files > MOST_FILES {
+            let reason = format!("{n_files}, {MOST_FILES} are the most");
+            return Err(Failure::argument("n_files", reason));
+        }
+        // SAFETY: the caller's addresses, as it promises.
+        let files = unsafe { raw::values("files", files, n_files)? };
+        let named = files.iter().map(|file| {
+            // SAFETY: as above. A file without bytes may lie anywhere.
+            unsafe {
+                let path = raw::text("files.path", file.path, usize::MAX)?;
+                let bytes = match file.length {
+                    0 => &[],
+                    length => raw::bytes(path, file.data, length)?,
+                };
+                Ok(NamedBytes { path, bytes })
+            }
+        });
+        let named: Vec<NamedBytes<'_>> = named.collect::<Result<_, Failure>>()?;
+        session::Session::open_files(&named, settings)
+    };
+    let message = (message, message_size);
+    // SAFETY: the caller's addresses, as it promises.
+    unsafe { enter("trtvlm_open_files", options, session, message, open) }
+}
+
+/// Reads options, opens a session and enters it; a message says why not.
+///
+/// # Safety
+/// As [`trtvlm_open`].
+unsafe fn enter(
+    entry: &'static str,
+    options: *const Options,
+    session: *mut *mut Session,
+    (message, message_size): (*mut c_char, usize),
+    open: impl FnOnce(Settings) -> Result<session::Session, Failure>,
+) -> Status {
+    guard(entry, Status::Internal, || {
+        let enter = || {
             // SAFETY: the caller's addresses, as it promises.
-            let (path, settings) = unsafe {
+            let settings = unsafe {
                 raw::put("session", session, ptr::null_mut())?;
-                let path = raw::text("path", path, usize::MAX)?;
                 let options = match options.is_null() {
                     true => Options::new(),
                     false => raw::read_struct(options)?,
                 };
                 let variant = raw::optional_text("options.variant", options.variant)?;
                 let pruner = raw::optional_text("options.pruner", options.pruner)?;
-                (path, Settings::new(&options, variant, pruner)?)
+                Settings::new(&options, variant, pruner)?
             };
-            let handle = registry::enter(session::Session::open(Path::new(path), settings)?);
+            let handle = registry::enter(open(settings)?);
             // SAFETY: the same address as above.
             unsafe { raw::put("session", session, ptr::without_provenance_mut(handle))? };
             Ok(Status::Ok)
         };
-        open().unwrap_or_else(|failure: Failure| {
+        enter().unwrap_or_else(|failure: Failure| {
             // SAFETY: the caller's address, as it promises; where there is none nobody wants to know.
             let room = unsafe { raw::room("message", message, message_size) };
             write_text(room.unwrap_or_default(), &failure.message);
@@ -327,13 +396,14 @@ pub unsafe extern "C" fn trtvlm_last_error(
 
 /// The functions of the header, for tests.
 #[cfg(test)]
-pub(super) const NAMES: [&str; 11] = [
+pub(super) const NAMES: [&str; 12] = [
     "trtvlm_abi_version",
     "trtvlm_version",
     "trtvlm_status_text",
     "trtvlm_stop_text",
     "trtvlm_options_init",
     "trtvlm_open",
+    "trtvlm_open_files",
     "trtvlm_close",
     "trtvlm_ask",
     "trtvlm_cancel",

@@ -9,6 +9,7 @@
 //! | `raw`      | the only places that follow a caller's addresses |
 //! | `types`    | structs and constants as C sees them |
 //! | `frame`, `settings` | what a caller describes, checked |
+//! | `files`    | models whose files lie in memory |
 //! | `session`  | a model with its buffers, one answer at a time |
 //! | `registry` | handles to sessions; one that was closed is found out |
 //! | `status`   | codes and texts |
@@ -18,6 +19,7 @@
 //! lives until the answer is done.
 
 mod entry;
+mod files;
 mod frame;
 mod raw;
 mod registry;

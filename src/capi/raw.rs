@@ -119,6 +119,30 @@ pub(super) unsafe fn bytes<'a>(
     Ok(unsafe { slice(address.cast(), length) })
 }
 
+/// Values of a caller, which names them `name`.
+///
+/// # Safety
+/// `address` is null or leads to `n` live values that nobody changes during `'a`.
+pub(super) unsafe fn values<'a, T: Copy>(
+    name: &str,
+    address: *const T,
+    n: usize,
+) -> Result<&'a [T], Failure> {
+    if address.is_null() || !address.is_aligned() {
+        return Err(Failure::argument(name, "it is null or not aligned"));
+    }
+    let bytes = n.checked_mul(size_of::<T>());
+    let end = bytes.and_then(|bytes| address.addr().checked_add(bytes));
+    if end.is_none() || bytes.is_none_or(|bytes| isize::try_from(bytes).is_err()) {
+        return Err(Failure::argument(
+            name,
+            format!("{n} are more than any memory"),
+        ));
+    }
+    // SAFETY: not null, aligned, of a possible size, and live, as the caller promises.
+    Ok(unsafe { std::slice::from_raw_parts(address, n) })
+}
+
 /// A text of a caller of `length` bytes; a zero ends it if that is `SIZE_MAX`.
 ///
 /// # Safety

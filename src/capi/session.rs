@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
+
+use super::files::{self, NamedBytes};
 use super::frame::{NAME, Picture};
 use super::settings::{Question, Settings};
 use super::status::{Failure, Status};
@@ -33,6 +36,8 @@ pub(super) struct Session {
     message: Mutex<String>,
     /// What opening it took.
     bytes: u64,
+    /// Files that lay in memory. Behind what reads them, so that they go last.
+    _files: Option<TempDir>,
 }
 
 struct Inner {
@@ -62,6 +67,20 @@ impl Session {
             cancel: AtomicBool::new(false),
             message: Mutex::new(String::new()),
             bytes: resident_bytes().saturating_sub(before),
+            _files: None,
+        })
+    }
+
+    /// Opens a model whose files lie in memory.
+    pub(super) fn open_files(
+        files: &[NamedBytes<'_>],
+        settings: Settings,
+    ) -> Result<Self, Failure> {
+        let folder = files::write(files)?;
+        let session = Self::open(folder.path(), settings)?;
+        Ok(Self {
+            _files: Some(folder),
+            ..session
         })
     }
 

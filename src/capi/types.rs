@@ -28,6 +28,18 @@ pub const TRTVLM_FORMAT_RGB8: u32 = 1;
 pub const TRTVLM_FORMAT_BGR8: u32 = 2;
 /// One plane of one byte a pixel.
 pub const TRTVLM_FORMAT_GREY8: u32 = 3;
+/// A file of a model that lies in memory. It has no size of its own: it stays as it is.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct FileView {
+    /// Its path below the model's folder, such as "manifest.json" or "engines/decoder.cpu.onnx"; a zero ends it.
+    pub path: *const c_char,
+    /// What it holds.
+    pub data: *const c_void,
+    /// Bytes of that.
+    pub length: usize,
+}
+
 /// A plane of luma, and one of blue and red differences in turn for each two by two pixels.
 pub const TRTVLM_FORMAT_NV12: u32 = 4;
 /// An image file (JPEG, PNG, BMP, GIF, PNM, TIFF, WebP) in `planes[0]`; width and height are not read.

@@ -4,6 +4,7 @@
 
 mod answers;
 mod arguments;
+mod in_memory;
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -238,6 +239,11 @@ fn fails(name: &str, session: *mut Session) -> bool {
                 let path = CString::new("/nowhere").expect("path");
                 let mut session = null_mut();
                 trtvlm_open(path.as_ptr(), null(), &mut session, null_mut(), 0) == Status::Internal
+            }
+            "trtvlm_open_files" => {
+                let mut session = null_mut();
+                trtvlm_open_files(null(), 0, null(), &mut session, null_mut(), 0)
+                    == Status::Internal
             }
             "trtvlm_close" => trtvlm_close(session) == Status::Internal,
             "trtvlm_ask" => ask(session, &view, &asked, 64).0 == Status::Internal,
