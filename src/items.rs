@@ -119,17 +119,44 @@ pub fn spread(items: Vec<Item>, n: usize) -> Vec<Item> {
 }
 
 fn read_list(path: &Path) -> Result<Vec<Item>> {
+    parse(path, open_list(path)?)
+}
+
+fn open_list(path: &Path) -> Result<BufReader<File>> {
     // Opening a pipe would wait for a writer.
     if !fs::metadata(path).map_err(Error::io(path))?.is_file() {
         return Err(Error::malformed(path, "not a regular file"));
     }
-    let file = File::open(path).map_err(Error::io(path))?;
-    parse(path, BufReader::new(file))
+    File::open(path)
+        .map_err(Error::io(path))
+        .map(BufReader::new)
 }
 
-fn parse(path: &Path, mut text: impl BufRead) -> Result<Vec<Item>> {
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let (mut items, mut line) = (Vec::new(), Vec::new());
+/// The list that a path stands for: itself, or the `items.jsonl` of a folder.
+///
+/// # Errors
+/// [`Error::Io`] if there is nothing.
+pub fn list_path(path: &Path) -> Result<PathBuf> {
+    match fs::metadata(path).map_err(Error::io(path))?.is_dir() {
+        true => Ok(path.join(LIST)),
+        false => Ok(path.to_owned()),
+    }
+}
+
+/// Sees a line, and its number from 1; says what is wrong with it.
+pub type OnLine<'a> = &'a mut dyn FnMut(usize, &[u8]) -> Result<(), String>;
+
+/// Gives each line of a list that holds something, to `each`.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read; [`Error::Malformed`] naming the line that is wrong; [`Error::TooLarge`] above the
+/// limits of lists of items.
+pub fn read_lines(list: &Path, each: OnLine<'_>) -> Result<()> {
+    lines(list, open_list(list)?, each)
+}
+
+fn lines(path: &Path, mut text: impl BufRead, each: OnLine<'_>) -> Result<()> {
+    let (mut n_items, mut line) = (0, Vec::new());
     for number in 1usize.. {
         line.clear();
         let limit = limits::ITEM_LINE_BYTES;
@@ -154,32 +181,50 @@ fn parse(path: &Path, mut text: impl BufRead) -> Result<Vec<Item>> {
         if bytes.is_empty() {
             continue;
         }
-        if items.len() == limits::ITEMS {
+        if n_items == limits::ITEMS {
             return Err(Error::TooLarge {
                 what: format!("number of items in {}, at least", path.display()),
                 actual: limits::ITEMS as u64 + 1,
                 limit: limits::ITEMS as u64,
             });
         }
+        n_items += 1;
         let bad = |reason: String| Error::malformed(path, format!("line {number}: {reason}"));
-        let line: Line = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
-        items.push(item(folder, path, number, line).map_err(bad)?);
+        each(number, bytes).map_err(bad)?;
     }
+    Ok(())
+}
+
+fn parse(path: &Path, text: impl BufRead) -> Result<Vec<Item>> {
+    let mut items = Vec::new();
+    lines(path, text, &mut |number, bytes| {
+        let line: Line = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        items.push(item(path, number, line)?);
+        Ok(())
+    })?;
     if items.is_empty() {
         return Err(Error::malformed(path, "has no items"));
     }
     Ok(items)
 }
 
-fn item(folder: &Path, path: &Path, number: usize, line: Line) -> Result<Item, String> {
-    let image = Path::new(&line.image);
+/// The picture that a list names `image`.
+///
+/// # Errors
+/// The reason, if it is not inside the list's folder.
+pub fn image_path(list: &Path, image: &str) -> Result<PathBuf, String> {
+    let folder = list.parent().unwrap_or(Path::new(""));
     let inside = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::CurDir);
-    if line.image.is_empty() || !image.components().all(inside) {
+    if image.is_empty() || !Path::new(image).components().all(inside) {
         return Err(format!(
-            "image `{}` is not a path inside the file's folder",
-            line.image
+            "image `{image}` is not a path inside the file's folder"
         ));
     }
+    Ok(folder.join(image))
+}
+
+fn item(path: &Path, number: usize, line: Line) -> Result<Item, String> {
+    let image = image_path(path, &line.image)?;
     if line.prompt.trim().is_empty() {
         return Err("the prompt is empty".to_owned());
     }
@@ -191,7 +236,7 @@ fn item(folder: &Path, path: &Path, number: usize, line: Line) -> Result<Item, S
         ));
     }
     Ok(Item {
-        image: folder.join(image),
+        image,
         prompt: line.prompt,
         answer: line.answer,
         family: line.family,
