@@ -32,6 +32,7 @@ pub mod pipeline;
 pub mod preprocess;
 pub mod prune;
 pub mod quantize;
+pub mod quick;
 mod read;
 mod svg;
 mod sync;

@@ -122,5 +122,5 @@ pub const DRAFT_COSTS_BYTES: u64 = 64 << 10;
 /// Largest file of refused drafts, in bytes: some hundred thousand answers.
 pub const CORRECTIONS_BYTES: u64 = 64 << 20;
 
-/// Largest `pruner.safetensors` or `router.safetensors`, in bytes.
+/// Largest `pruner.safetensors`, `router.safetensors` or `quick.safetensors`, in bytes.
 pub const TRAINED_FILE_BYTES: u64 = 64 << 20;

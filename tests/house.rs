@@ -30,6 +30,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("prune", 4),
     ("quantize", 4),
     ("backend", 5),
+    ("quick", 5),
     ("build", 6),
     ("decode", 6),
     ("pipeline", 7),

@@ -327,6 +327,11 @@ impl Backend for CpuBackend {
         Ok(kept)
     }
 
+    fn visual_rows(&mut self, rows: &mut Vec<f32>) -> Result<()> {
+        self.features.clone_into(rows);
+        Ok(())
+    }
+
     fn reserve(&mut self, n_rows: usize) {
         self.decoder.reserve(n_rows);
         self.room.rows.reserve(n_rows * self.d_model);

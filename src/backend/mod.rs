@@ -148,6 +148,18 @@ pub trait Backend: Send {
         })
     }
 
+    /// Copies the visual rows of the newest frame to the host, `[n, d_model]` f32, for those who answer from them
+    /// alone.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if the backend does not give them; those of the engine.
+    fn visual_rows(&mut self, _rows: &mut Vec<f32>) -> Result<()> {
+        Err(Error::Unavailable {
+            what: "visual rows".to_owned(),
+            reason: "this backend keeps them".to_owned(),
+        })
+    }
+
     /// Makes room for sequences of at most so many rows, so that none needs more.
     fn reserve(&mut self, _n_rows: usize) {}
 

@@ -39,6 +39,10 @@ impl Backend for Paced<'_> {
             .measure(Pass::Prune, || self.backend.prune(request))
     }
 
+    fn visual_rows(&mut self, rows: &mut Vec<f32>) -> Result<()> {
+        self.backend.visual_rows(rows)
+    }
+
     fn reserve(&mut self, n_rows: usize) {
         self.backend.reserve(n_rows);
     }

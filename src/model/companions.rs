@@ -9,7 +9,7 @@ use crate::{Error, Result};
 pub const REQUIRED_FILES: [&str; 2] = ["config.json", "tokenizer.json"];
 
 /// Files that are read if they are there.
-pub const OPTIONAL_FILES: [&str; 13] = [
+pub const OPTIONAL_FILES: [&str; 14] = [
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -19,6 +19,7 @@ pub const OPTIONAL_FILES: [&str; 13] = [
     "chat_template.json",
     "pruner.safetensors",
     "router.safetensors",
+    "quick.safetensors",
     "drafts/head.json",
     "drafts/head.onnx",
     "drafts/early-exit.json",

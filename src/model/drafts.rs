@@ -207,16 +207,25 @@ impl DraftSpec {
     /// # Errors
     /// [`Error::Mismatch`] with the fingerprints of both; those of reading the decoder.
     pub fn check_target(&self, model: &Model) -> Result<()> {
-        check_fingerprint(&self.targets, &spec_path(&model.dir, self.kind), model)
+        let path = spec_path(&model.dir, self.kind);
+        check_fingerprint(&self.targets, &path, DECODER, &model.files.decoder)
     }
 }
 
-/// Refuses `path`, which was trained for `targets`, if the decoder of `model` is none of them.
+/// What a decoder is compared by.
+pub(super) const DECODER: &str = "the fingerprint of the decoder it was trained on";
+
+/// Refuses `path`, which was trained for `targets`, if `graph` is none of them; `what` names the comparison.
 ///
 /// # Errors
-/// [`Error::Mismatch`] with the fingerprints of both; those of reading the decoder.
-pub(super) fn check_fingerprint(targets: &[TargetFile], path: &Path, model: &Model) -> Result<()> {
-    let ours = fingerprint(&model.files.decoder)?;
+/// [`Error::Mismatch`] with the fingerprints of both; those of reading the graph.
+pub(super) fn check_fingerprint(
+    targets: &[TargetFile],
+    path: &Path,
+    what: &'static str,
+    graph: &Path,
+) -> Result<()> {
+    let ours = fingerprint(graph)?;
     if targets.iter().any(|target| target.fingerprint == ours) {
         return Ok(());
     }
@@ -225,8 +234,8 @@ pub(super) fn check_fingerprint(targets: &[TargetFile], path: &Path, model: &Mod
         .collect();
     Err(Error::Mismatch {
         path: path.to_path_buf(),
-        what: "the fingerprint of the decoder it was trained on",
-        expected: format!("{ours} ({})", model.files.decoder.display()),
+        what,
+        expected: format!("{ours} ({})", graph.display()),
         actual: its.join(" or "),
     })
 }

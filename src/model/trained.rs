@@ -3,7 +3,8 @@
 //! | file | what | shapes |
 //! |------|------|--------|
 //! | `pruner.safetensors` | which visual tokens a question needs | `prune::Learned` |
-//! | `router.safetensors` | what kind of question it is, and what the frame alone tells | `prune::Router`, `prune::Probe` |
+//! | `router.safetensors` | what kind of question it is | `prune::Router` |
+//! | `quick.safetensors` | what the frame alone tells, without the language model | `quick::Probe` |
 //!
 //! Tensors are f32 or f16. The file's metadata has one entry, `trtvlm`: a [`TrainedSpec`] as JSON, which says what
 //! the net belongs to.
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use super::drafts::{TargetFile, check_fingerprint};
+use super::drafts::{DECODER, TargetFile, check_fingerprint};
 use super::{Model, ModelConfig};
 use crate::digest::{is_sha256, sha256_bytes, sha256_file};
 use crate::limits;
@@ -35,17 +36,20 @@ pub enum TrainedKind {
     Pruner,
     /// Reads the question.
     Router,
+    /// Reads the frame, and answers.
+    Quick,
 }
 
 impl TrainedKind {
     /// All kinds.
-    pub const ALL: [Self; 2] = [Self::Pruner, Self::Router];
+    pub const ALL: [Self; 3] = [Self::Pruner, Self::Router, Self::Quick];
 
     /// Name of its file in a model folder or bundle.
     pub fn file_name(self) -> &'static str {
         match self {
             Self::Pruner => "pruner.safetensors",
             Self::Router => "router.safetensors",
+            Self::Quick => "quick.safetensors",
         }
     }
 }
@@ -58,7 +62,8 @@ pub struct TrainedSpec {
     pub format: u32,
     /// What the net is.
     pub kind: TrainedKind,
-    /// The decoder that it was trained on, in each variant that stood in the folder then.
+    /// The graph that it was trained on, in each variant that stood in the folder then: the vision tower for
+    /// [`TrainedKind::Quick`], the decoder for the others.
     pub targets: Vec<TargetFile>,
     /// SHA-256 of the model's `tokenizer.json`.
     pub tokenizer_sha256: String,
@@ -224,9 +229,16 @@ impl TrainedFile {
     /// Refuses a net of other weights than those of `model`, a folder.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] with the fingerprints of both; those of reading the decoder.
+    /// [`Error::Mismatch`] with the fingerprints of both; those of reading the graph.
     pub fn check_target(&self, model: &Model) -> Result<()> {
-        check_fingerprint(&self.spec.targets, &self.path, model)
+        let (what, graph) = match self.spec.kind {
+            TrainedKind::Quick => (
+                "the fingerprint of the vision tower it was trained on",
+                &model.files.vision,
+            ),
+            TrainedKind::Pruner | TrainedKind::Router => (DECODER, &model.files.decoder),
+        };
+        check_fingerprint(&self.spec.targets, &self.path, what, graph)
     }
 }
 

@@ -5,7 +5,7 @@ use crate::model::TrainedFile;
 
 /// A matrix `[inputs, outputs]` and what is added behind it.
 #[derive(Debug, Clone)]
-pub(super) struct Layer {
+pub(crate) struct Layer {
     pub matrix: Vec<f32>,
     pub bias: Vec<f32>,
 }

@@ -42,6 +42,7 @@ pub use count::{Keep, SHARES};
 pub use diverse::Diverse;
 pub use features::Features;
 pub use grid::Grid;
+pub(crate) use layer::Layer;
 pub use learned::{Learned, LearnedSettings};
 pub use norm::Norm;
 pub use overlay::{Overlay, draw};

@@ -318,6 +318,13 @@ impl Backend for TensorRtBackend {
         Ok(kept)
     }
 
+    fn visual_rows(&mut self, rows: &mut Vec<f32>) -> Result<()> {
+        rows.clear();
+        rows.resize(self.n_features * self.d_model, 0.0);
+        self.feature_floats
+            .download(&self.device, &self.vision.features, rows)
+    }
+
     fn takes_positions(&self) -> bool {
         self.decoder.takes_positions()
     }
