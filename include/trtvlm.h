@@ -40,6 +40,21 @@
 #define TRTVLM_DRAFT_AUTO 1
 
 /*
+ `TRTVLM_MODE_*`: the language model answers.
+ */
+#define TRTVLM_MODE_FULL 0
+
+/*
+ The model's quick answers, and no question that has none.
+ */
+#define TRTVLM_MODE_QUICK 1
+
+/*
+ Quick answers where they are sure enough, else the language model.
+ */
+#define TRTVLM_MODE_AUTO 2
+
+/*
  `TRTVLM_FORMAT_*`: one plane of three bytes a pixel, red first.
  */
 #define TRTVLM_FORMAT_RGB8 1
@@ -242,6 +257,15 @@ typedef struct trtvlm_options {
      Most tokens of an answer; 0 for what the model says. Buffers are made for it.
      */
     uint32_t max_tokens;
+    /*
+     `TRTVLM_MODE_*`: who answers. Others than `TRTVLM_MODE_FULL` need the model's quick.safetensors, and allocate some
+     kilobytes for each answer.
+     */
+    uint32_t mode;
+    /*
+     Least confidence of a quick answer in `TRTVLM_MODE_AUTO`, above 0 to 1; 0 for what the model's file says.
+     */
+    float confidence;
 } trtvlm_options;
 
 /*
@@ -452,6 +476,14 @@ typedef struct trtvlm_result {
      The whole call.
      */
     uint64_t total_ns;
+    /*
+     1 if it is a quick answer, which has no tokens and comes in one piece.
+     */
+    uint32_t quick;
+    /*
+     How often quick answers that are as sure are right, 0 to 1; that of one that was tried and not given, too. 0 without one.
+     */
+    float confidence;
 } trtvlm_result;
 
 /*

@@ -102,6 +102,12 @@ struct Options {
   }
   Options &warm_up(std::uint32_t answers) noexcept { raw.warm_up = answers; return *this; }
   Options &max_tokens(std::uint32_t most) noexcept { raw.max_tokens = most; return *this; }
+  // Who answers, TRTVLM_MODE_*, and the least confidence of a quick answer; 0 for what the model's file says.
+  Options &mode(std::uint32_t mode, float confidence = 0) noexcept {
+    raw.mode = mode;
+    raw.confidence = confidence;
+    return *this;
+  }
   // Bytes that an answer is kept in; a longer one is cut.
   Options &answer_bytes(std::size_t bytes) noexcept { room = bytes; return *this; }
 

@@ -92,6 +92,13 @@ pub enum Error {
         reason: String,
     },
 
+    /// A question that only the language model answers, in quick mode.
+    #[error("quick mode does not answer this: {reason}")]
+    NotQuick {
+        /// Why not.
+        reason: String,
+    },
+
     /// An argument outside its range.
     #[error("{name}: {reason}")]
     Argument {

@@ -81,6 +81,7 @@ fn run_json_has_the_documented_keys_and_no_others() {
             "text",
             "token_ids",
             "stop",
+            "mode",
             "backend",
             "precision",
             "prompt_tokens",
@@ -302,6 +303,8 @@ fn model_that_sees_slowly(to: &Path) -> PathBuf {
     use trtvlm::onnx::proto::{NodeProto, TensorProto};
     let model = to.join("model");
     copy_demo(&model);
+    // Of another tower, which would be told.
+    std::fs::remove_file(model.join("quick.safetensors")).expect("remove");
     let path = model.join("onnx/vision_encoder_fp16.onnx");
     let mut tower = OnnxModel::load(&path).expect("graph");
     let graph = tower.graph_mut();

@@ -17,7 +17,7 @@ use super::types::{
 };
 use crate::decode::{Stop, Strategy};
 use crate::host::{Memory, peak_resident_bytes, resident_bytes};
-use crate::pipeline::{Answer, Ask, Pipeline};
+use crate::pipeline::{Answer, Ask, Mode, Pipeline};
 use crate::preprocess::Frame;
 use crate::prune::Keep;
 use crate::sync::lock;
@@ -56,6 +56,7 @@ impl Session {
             _ => Pipeline::open(path, variant)?,
         };
         pipeline.check_draft(settings.ask.draft)?;
+        pipeline.check_mode(settings.ask.mode)?;
         let mut inner = Inner {
             frame: Frame::empty(NAME),
             pipeline,
@@ -175,7 +176,11 @@ impl Inner {
         let side = self.pipeline.side();
         let (width, height) = self.settings.camera.unwrap_or((side, side));
         self.frame = Frame::from_fn(NAME, width, height, |i| (i * 7919 % 251) as u8)?;
-        let mut ask = self.settings.ask;
+        // A model's quick answers may have other words; what they need is less.
+        let mut ask = Ask {
+            mode: Mode::Full,
+            ..self.settings.ask
+        };
         for number in 0..self.settings.warm_up {
             self.pipeline
                 .answer(&self.frame, WARM_UP_QUESTION, &ask, &mut |_| {})?;
@@ -221,6 +226,8 @@ fn outcome(answer: &Answer) -> Outcome {
         prefill_ns: ns(times.prefill),
         decode_ns: ns(times.decode),
         first_token_ns: ns(times.ttft),
+        quick: u32::from(answer.mode.answered == Mode::Quick),
+        confidence: answer.mode.confidence.unwrap_or(0.0) as f32,
         ..Outcome::default()
     }
 }

@@ -5,11 +5,11 @@ use std::str::FromStr;
 use super::status::Failure;
 use super::types::{
     Options, TRTVLM_DRAFT_AUTO, TRTVLM_DRAFT_OFF, TRTVLM_FIT_PAD, TRTVLM_FIT_PROCESSOR,
-    TRTVLM_FIT_STRETCH,
+    TRTVLM_FIT_STRETCH, TRTVLM_MODE_AUTO, TRTVLM_MODE_FULL, TRTVLM_MODE_QUICK,
 };
 use crate::decode::Strategy;
 use crate::limits;
-use crate::pipeline::{Ask, Pruning, StopAt};
+use crate::pipeline::{Ask, Mode, Pruning, StopAt};
 use crate::preprocess::{Fit, Tiles};
 use crate::prune::{Keep, Pruner};
 
@@ -56,6 +56,8 @@ impl Options {
             frame_height: 0,
             warm_up: WARM_UP,
             max_tokens: 0,
+            mode: TRTVLM_MODE_FULL,
+            confidence: 0.0,
         }
     }
 }
@@ -83,6 +85,17 @@ impl Settings {
             TRTVLM_DRAFT_AUTO => Strategy::Auto,
             other => return Err(Failure::argument("options.draft", other)),
         };
+        let mode = match options.mode {
+            TRTVLM_MODE_FULL => Mode::Full,
+            TRTVLM_MODE_QUICK => Mode::Quick,
+            TRTVLM_MODE_AUTO => Mode::Auto,
+            other => return Err(Failure::argument("options.mode", other)),
+        };
+        if !(0.0..=1.0).contains(&options.confidence) {
+            let reason = format!("{}, from 0 to 1", options.confidence);
+            return Err(Failure::argument("options.confidence", reason));
+        }
+        let confidence = (options.confidence > 0.0).then_some(f64::from(options.confidence));
         let camera = match (options.frame_width, options.frame_height) {
             (0, 0) => None,
             (width, height) => Some((width as usize, height as usize)),
@@ -103,6 +116,8 @@ impl Settings {
                 fit,
                 tiles,
                 max_tokens: at_least_one(options.max_tokens),
+                mode,
+                confidence,
                 draft,
                 pruning: Pruning {
                     keep,

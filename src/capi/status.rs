@@ -94,7 +94,7 @@ impl From<Error> for Failure {
         let status = match &error {
             Error::Argument { .. } => Status::Argument,
             Error::Image { .. } | Error::TooLarge { .. } => Status::Frame,
-            Error::Prompt { .. } => Status::Question,
+            Error::Prompt { .. } | Error::NotQuick { .. } => Status::Question,
             Error::Io { .. } | Error::Download { .. } => Status::Io,
             Error::Unavailable { .. } => Status::Unavailable,
             Error::OutOfMemory { .. } => Status::Memory,

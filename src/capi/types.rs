@@ -5,7 +5,7 @@
 //! to be zero. No field is a Rust `enum` or `bool`: any bytes of a caller's are a value.
 
 use std::ffi::{c_char, c_void};
-use std::mem::size_of;
+use std::mem::{offset_of, size_of};
 
 /// Version of this interface: it changes where a program that was compiled before would go wrong.
 pub const TRTVLM_ABI_VERSION: u32 = 1;
@@ -21,6 +21,13 @@ pub const TRTVLM_FIT_STRETCH: u32 = 2;
 pub const TRTVLM_DRAFT_OFF: u32 = 0;
 /// Where it pays on this machine.
 pub const TRTVLM_DRAFT_AUTO: u32 = 1;
+
+/// `TRTVLM_MODE_*`: the language model answers.
+pub const TRTVLM_MODE_FULL: u32 = 0;
+/// The model's quick answers, and no question that has none.
+pub const TRTVLM_MODE_QUICK: u32 = 1;
+/// Quick answers where they are sure enough, else the language model.
+pub const TRTVLM_MODE_AUTO: u32 = 2;
 
 /// `TRTVLM_FORMAT_*`: one plane of three bytes a pixel, red first.
 pub const TRTVLM_FORMAT_RGB8: u32 = 1;
@@ -101,6 +108,11 @@ pub struct Options {
     pub warm_up: u32,
     /// Most tokens of an answer; 0 for what the model says. Buffers are made for it.
     pub max_tokens: u32,
+    /// `TRTVLM_MODE_*`: who answers. Others than `TRTVLM_MODE_FULL` need the model's quick.safetensors, and allocate some
+    /// kilobytes for each answer.
+    pub mode: u32,
+    /// Least confidence of a quick answer in `TRTVLM_MODE_AUTO`, above 0 to 1; 0 for what the model's file says.
+    pub confidence: f32,
 }
 
 /// Rows of pixels.
@@ -213,6 +225,10 @@ pub struct Outcome {
     pub first_token_ns: u64,
     /// The whole call.
     pub total_ns: u64,
+    /// 1 if it is a quick answer, which has no tokens and comes in one piece.
+    pub quick: u32,
+    /// How often quick answers that are as sure are right, 0 to 1; that of one that was tried and not given, too. 0 without one.
+    pub confidence: f32,
 }
 
 /// Memory after a model was opened.
@@ -241,7 +257,7 @@ pub(super) trait Versioned {
 
 impl Versioned for Options {
     const NAME: &'static str = "trtvlm_options";
-    const LEAST: usize = size_of::<Self>();
+    const LEAST: usize = offset_of!(Self, mode);
 }
 
 impl Versioned for FrameView {
@@ -256,7 +272,7 @@ impl Versioned for QuestionView {
 
 impl Versioned for Outcome {
     const NAME: &'static str = "trtvlm_result";
-    const LEAST: usize = size_of::<Self>();
+    const LEAST: usize = offset_of!(Self, quick);
 }
 
 impl Versioned for MemoryReport {

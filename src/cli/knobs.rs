@@ -12,7 +12,7 @@ use super::source::resolve;
 use crate::decode::{MAX_DRAFT, Sampling, Strategy};
 use crate::error::{Error, Result};
 use crate::limits;
-use crate::pipeline::{Ask, Choice, Pipeline, Positions, Pruning, StopAt};
+use crate::pipeline::{Ask, Choice, Mode, Pipeline, Positions, Pruning, StopAt};
 use crate::preprocess::{Fit, Tiles};
 use crate::prune::{Keep, Pruner};
 
@@ -47,6 +47,14 @@ pub struct Knobs {
     /// Where they stand: where they stood among all, or packed behind each other
     #[arg(long, value_enum, default_value = "original")]
     positions: PositionsArg,
+    /// Who answers: the language model; templates over what the vision tower shows (`train quick`); or these where
+    /// they are sure enough
+    #[arg(long, value_enum, default_value = "full")]
+    mode: ModeArg,
+    /// Least confidence of an answer that --mode auto takes without the language model, from 0 to 1 [default: what the
+    /// model's quick.safetensors says]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    confidence: Option<f64>,
     /// Where an answer ends
     #[arg(long, value_enum, default_value = "eos")]
     stop_at: StopAtArg,
@@ -107,6 +115,16 @@ enum PositionsArg {
     Packed,
 }
 
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum ModeArg {
+    /// The language model
+    Full,
+    /// Templates, and no question that has none
+    Quick,
+    /// Templates where they are sure enough, else the language model
+    Auto,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum StopAtArg {
     Eos,
@@ -157,6 +175,19 @@ impl Knobs {
             }
             None => {}
         }
+        if let Some(least) = self.confidence {
+            let reason = match self.mode {
+                ModeArg::Auto if (0.0..=1.0).contains(&least) => None,
+                ModeArg::Auto => Some(format!("{least}, from 0 to 1")),
+                _ => Some("acts with --mode auto".to_owned()),
+            };
+            if let Some(reason) = reason {
+                return Err(Error::Argument {
+                    name: "confidence",
+                    reason,
+                });
+            }
+        }
         if let Some(n) = self.draft_tokens {
             let reason = match self.strategy() {
                 Strategy::Always { .. } if (1..=MAX_DRAFT).contains(&n) => None,
@@ -187,6 +218,7 @@ impl Knobs {
         let pipeline = open(model, self.variant.as_deref(), choice, cancel)?;
         pipeline.check_draft(self.strategy())?;
         pipeline.check_pruning(&self.ask().pruning)?;
+        pipeline.check_mode(self.ask().mode)?;
         Ok(pipeline)
     }
 
@@ -230,6 +262,12 @@ impl Knobs {
             tiles: self.tiles,
             max_tokens: self.max_tokens,
             stop_at: self.stop_at(),
+            mode: match self.mode {
+                ModeArg::Full => Mode::Full,
+                ModeArg::Quick => Mode::Quick,
+                ModeArg::Auto => Mode::Auto,
+            },
+            confidence: self.confidence,
             draft: self.strategy(),
             pruning: Pruning {
                 keep: self

@@ -16,7 +16,7 @@ use super::table::printable_lines;
 use crate::decode::Stop;
 use crate::error::Error;
 use crate::limits;
-use crate::pipeline::{Answer, Ask, Pipeline, StopAt};
+use crate::pipeline::{Answer, Ask, Mode, Pipeline, StopAt};
 use crate::preprocess::Frame;
 use crate::text::Text;
 
@@ -209,6 +209,15 @@ fn not_utf8(at: usize) -> Error {
 
 fn summary(answer: &Answer) -> String {
     let times = answer.timings_ms;
+    if answer.mode.answered == Mode::Quick {
+        return format!(
+            "without the language model, {:.1} % sure, total {:.0} ms (vision {:.0}, answer {:.1})",
+            100.0 * answer.mode.confidence.unwrap_or(0.0),
+            times.total,
+            times.vision,
+            answer.mode.quick_ms,
+        );
+    }
     let rate = match answer.tokens_per_second() {
         Some(rate) => format!(", {rate:.1} tokens/s"),
         None => String::new(),

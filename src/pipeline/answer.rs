@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::mode::ModeReport;
 use crate::decode::{Report, Stop};
 use crate::error::{Error, Result};
 use crate::preprocess::{Frame, View};
@@ -12,10 +13,12 @@ use crate::prune::{Overlay, draw};
 pub struct Answer {
     /// The answer, without special tokens.
     pub text: String,
-    /// Ids of the answer, the closing one included.
+    /// Ids of the answer, the closing one included; none of a quick answer, which nothing decoded.
     pub token_ids: Vec<u32>,
     /// Why the answer ended.
     pub stop: Stop,
+    /// Who answered, and why.
+    pub mode: ModeReport,
     /// Which backend ran the model.
     pub backend: &'static str,
     /// Precision of the weights, as in the variant's or bundle's name.
@@ -43,7 +46,8 @@ pub struct VisualTokens {
     pub indices: Vec<usize>,
     /// The policy that chose them, if one did.
     pub pruner: Option<&'static str>,
-    /// The policy's scores of all tokens, NaN for those in padding; empty if it has none.
+    /// The policy's scores of all tokens, NaN for those in padding; empty if it has none. Of a quick answer: how
+    /// likely an object's centre lies in each.
     #[serde(skip)]
     pub scores: Vec<f32>,
     /// Where the frame's pixels went; `None` if nothing was asked.
@@ -58,6 +62,7 @@ impl Default for Answer {
             text: String::new(),
             token_ids: Vec::new(),
             stop: Stop::Length,
+            mode: ModeReport::default(),
             backend: "",
             precision: String::new(),
             prompt_tokens: 0,
@@ -99,7 +104,7 @@ impl VisualTokens {
 }
 
 /// Milliseconds of each stage.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Timings {
     /// Resizing and normalizing the frame.
     pub preprocess: f64,

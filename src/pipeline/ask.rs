@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::answer::{Answer, Timings};
+use super::mode::{Encoded, Mode, ModeReport};
 use super::open::Pipeline;
 use super::prune::{Pruning, Seen};
 use super::room::Room;
@@ -46,6 +47,10 @@ pub struct Ask<'a> {
     pub sampling: Sampling,
     /// Which visual tokens stay: all, if not said otherwise.
     pub pruning: Pruning,
+    /// Who answers: the language model, if not said otherwise.
+    pub mode: Mode,
+    /// Least confidence of a quick answer in [`Mode::Auto`], 0 to 1; if not said, what the model's file says.
+    pub confidence: Option<f64>,
     /// How the answer is drafted: never, if not said otherwise.
     pub draft: Strategy,
     /// No pass of the model begins that would end after this instant, by the 99th percentile of what such passes have
@@ -64,8 +69,8 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Prompt`] if the question is empty or does not fit the context,
     /// [`Error::Argument`] if a value of `ask` is outside its range, [`Error::Image`] if the frame
-    /// has no usable pixels, [`Error::Unavailable`] if the model cannot be pruned or drafted as asked
-    /// for, and those of the backend.
+    /// has no usable pixels, [`Error::Unavailable`] if the model cannot be pruned or drafted or has no quick answers as
+    /// asked for, [`Error::NotQuick`] if [`Mode::Quick`] has no answer to the question, and those of the backend.
     pub fn ask(
         &mut self,
         frame: &Frame,
@@ -112,9 +117,11 @@ impl Pipeline {
             prompt,
             selection,
             tokens,
+            rows,
             answer,
         } = room;
-        self.reset(answer);
+        self.reset(answer, ask.mode);
+        let quick = self.quick_question(question, ask.mode, &mut answer.mode)?;
         let mut sampler = Sampler::new(ask.sampling)?;
 
         let image = self.processor.run_in(pixels, frame, ask.fit, ask.tiles)?;
@@ -122,13 +129,15 @@ impl Pipeline {
         self.warn_of_crop(image);
         let slot = slot(image, self.config.family.tiled);
         let all_ids = self.text.write_ids(question, slot, prompt)?;
-        self.check_context(all_ids.len())?;
+        if ask.mode != Mode::Quick {
+            self.check_context(all_ids.len())?;
+        }
 
         let max_tokens = ask
             .max_tokens
             .or(self.config.max_new_tokens)
             .unwrap_or(DEFAULT_MAX_TOKENS)
-            .min(self.config.max_positions - all_ids.len());
+            .min(self.config.max_positions.saturating_sub(all_ids.len()));
         let (pace, eos) = (Arc::clone(&self.pace), Arc::clone(&self.eos));
         let limits = Limits {
             eos: &eos,
@@ -146,6 +155,23 @@ impl Pipeline {
         let total = backend.encode(image)?;
         answer.timings_ms.vision = ms(vision.elapsed());
 
+        if let Some(quick) = quick {
+            if let Some(stop) = limits.exceeded() {
+                end(answer, stop, start);
+                return Ok(());
+            }
+            let encoded = Encoded {
+                frame,
+                view: image.view(),
+                total,
+            };
+            if self.quick_answer(quick, ask, &encoded, rows, answer, on_text)? {
+                answer.timings_ms.ttft = ms(start.elapsed());
+                let stop = answer.stop;
+                end(answer, stop, start);
+                return Ok(());
+            }
+        }
         if ask.pruning.drops()
             && let Some(stop) = limits.refuses(Pass::Prune)
         {
@@ -229,6 +255,16 @@ impl Pipeline {
 
     /// What takes part in no answer's times.
     fn prepare(&mut self, ask: &Ask<'_>) -> Result<()> {
+        if let Some(least) = ask.confidence.filter(|c| !(0.0..=1.0).contains(c)) {
+            return Err(Error::Argument {
+                name: "confidence",
+                reason: format!("{least}, from 0 to 1"),
+            });
+        }
+        if ask.mode == Mode::Quick {
+            // Nothing is pruned, decoded or drafted.
+            return Ok(());
+        }
         if ask.pruning.drops() {
             self.prepare_prune(&ask.pruning)?;
         }
@@ -236,9 +272,13 @@ impl Pipeline {
     }
 
     /// Empties the answer before.
-    fn reset(&self, answer: &mut Answer) {
+    fn reset(&self, answer: &mut Answer, mode: Mode) {
         answer.text.clear();
         answer.token_ids.clear();
+        answer.mode = ModeReport {
+            asked: mode,
+            ..ModeReport::default()
+        };
         answer.backend = self.backend_name();
         if answer.precision != self.precision() {
             self.precision().clone_into(&mut answer.precision);
@@ -279,7 +319,7 @@ fn end(answer: &mut Answer, stop: Stop, start: Instant) {
     answer.timings_ms.total = ms(start.elapsed());
 }
 
-fn ms(duration: Duration) -> f64 {
+pub(super) fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 

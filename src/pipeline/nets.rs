@@ -7,11 +7,13 @@ use super::prune::Pruning;
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, TrainedFile, TrainedKind};
 use crate::prune::{Learned, Policy, Pruner};
+use crate::quick::Probe;
 
 /// Those that a model folder or bundle holds and that fit it.
 #[derive(Default)]
 pub(super) struct Nets {
     pub(super) learned: Option<Learned>,
+    pub(super) quick: Option<Probe>,
     /// Those that do not fit, with the reason.
     refused: Vec<(TrainedKind, String)>,
 }
@@ -38,6 +40,9 @@ impl Nets {
         if let Some(file) = read(&mut nets, TrainedKind::Pruner) {
             nets.learned = nets.keep(TrainedKind::Pruner, Learned::new(file));
         }
+        if let Some(file) = read(&mut nets, TrainedKind::Quick) {
+            nets.quick = nets.keep(TrainedKind::Quick, Probe::new(file));
+        }
         nets
     }
 
@@ -51,7 +56,7 @@ impl Nets {
     }
 
     /// Why a net is not used, if it is there.
-    fn refusal(&self, kind: TrainedKind) -> Option<&str> {
+    pub(super) fn refusal(&self, kind: TrainedKind) -> Option<&str> {
         let mut refused = self.refused.iter();
         let found = refused.find(|(other, _)| *other == kind);
         found.map(|(_, reason)| reason.as_str())

@@ -19,6 +19,8 @@ pub(super) struct Room {
     pub(super) prompt: PromptRoom,
     pub(super) selection: Selection,
     pub(super) tokens: TokenRoom,
+    /// Visual rows of the frame, for quick answers.
+    pub(super) rows: Vec<f32>,
     pub(super) answer: Answer,
 }
 

@@ -8,8 +8,9 @@ meta["objects"] = [{cls, color, x, y, box}] in pixels, box = x0, y0, x1, y1.
 
     python scenes.py pool N PATH       pre-render seeds 0..N-1 to PATH.npy and PATH.jsonl
     python scenes.py look N DIR        write N held-out scenes as PNG and print their descriptions
-    python scenes.py items N DIR       write N scenes that neither training nor evaluation has seen (seeds from 2 000 000), each
-                                       with a description and two other questions: DIR/items.jsonl, DIR/images/
+    python scenes.py items N DIR       write N scenes that neither training nor evaluation has seen (seeds from 2 000 000, or from
+                                       --first on), each with a description, two other questions and, in the key `scene`,
+                                       the truth: DIR/items.jsonl, DIR/images/
 
 The order of the random calls is part of the data: moving one changes every image after it.
 """
@@ -398,13 +399,15 @@ def _write_items(job):
     rng = random.Random(seed)
     families = ["describe"] + rng.sample(FAMILIES[:4], 4)
     asked = [(f, qa(meta, f, rng)) for f in families]
-    lines = [dict(image=name, family=f, prompt=a[0], answer=a[1]) for f, a in asked if a is not None]
+    objects = [dict(kind=o["cls"], colour=o["color"], box=o["box"]) for o in meta["objects"]]
+    truth = dict(ground=meta["background"], objects=objects)
+    lines = [dict(image=name, family=f, prompt=a[0], answer=a[1], scene=truth) for f, a in asked if a is not None]
     return "".join(json.dumps(line) + "\n" for line in lines[:3])
 
 
-def write_items(n, folder, processes):
+def write_items(n, folder, processes, first):
     os.makedirs(f"{folder}/images", exist_ok=True)
-    jobs = [(seed, folder) for seed in range(DRAFT_SEED0, DRAFT_SEED0 + n)]
+    jobs = [(seed, folder) for seed in range(first, first + n)]
     with multiprocessing.Pool(processes) as pool, open(f"{folder}/items.jsonl", "w") as f:
         f.writelines(pool.imap(_write_items, jobs, chunksize=8))
 
@@ -414,12 +417,13 @@ def main():
     ap.add_argument("what", choices=["pool", "look", "items"])
     ap.add_argument("n", type=int)
     ap.add_argument("path")
+    ap.add_argument("--first", type=int, default=DRAFT_SEED0, help="seed of the first scene of `items`")
     ap.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     a = ap.parse_args()
     if a.what == "pool":
         build_pool(a.n, a.path, a.processes)
     elif a.what == "items":
-        write_items(a.n, a.path, a.processes)
+        write_items(a.n, a.path, a.processes, a.first)
     else:
         for i in range(a.n):
             image, meta = scene(EVAL_SEED0 + i)

@@ -188,3 +188,40 @@ fn memory_is_told_after_opening() {
     assert!(memory.peak_resident_bytes >= memory.resident_bytes);
     assert_eq!(trtvlm_close(session), Status::Ok);
 }
+
+#[test]
+fn quick_session_answers_without_tokens_and_says_how_sure_it_is() {
+    let path = root().join("onnx/uav-tiny");
+    let path = path.to_str().expect("UTF-8");
+    let mut asked = options();
+    asked.mode = TRTVLM_MODE_QUICK;
+    let session = open_path(path, &asked).expect("session");
+    let frame = picture();
+    let (status, text, outcome) = ask(session, &view(&frame), &question(QUESTION), 256);
+    assert_eq!(status, Status::Ok);
+    assert!(!text.is_empty());
+    assert_eq!(
+        (outcome.quick, outcome.tokens, outcome.prefill_ns),
+        (1, 0, 0)
+    );
+    assert!(outcome.confidence > 0.0 && outcome.confidence <= 1.0);
+    let strange = question("which way is north");
+    let (status, text, _) = ask(session, &view(&frame), &strange, 256);
+    assert_eq!((status, text.as_str()), (Status::Question, ""));
+    assert!(last_error(session).contains("quick mode"));
+    assert_eq!(trtvlm_close(session), Status::Ok);
+
+    asked.mode = TRTVLM_MODE_AUTO;
+    asked.confidence = 1.0;
+    let session = open_path(path, &asked).expect("session");
+    let (status, text, outcome) = ask(session, &view(&frame), &question(QUESTION), 256);
+    assert_eq!((status, text), (Status::Ok, expected(QUESTION)));
+    assert_eq!(outcome.quick, 0);
+    assert!(outcome.tokens > 0 && outcome.confidence > 0.0);
+    assert_eq!(trtvlm_close(session), Status::Ok);
+
+    let none = root().join("tests/data/tiny/fastvlm-tiny-plain");
+    let (status, message) = open_path(none.to_str().expect("UTF-8"), &asked).expect_err("none");
+    assert_eq!(status, Status::Unavailable);
+    assert!(message.contains("train quick"), "{message}");
+}

@@ -1,5 +1,6 @@
 //! Arguments that cannot be.
 
+use super::super::types::Versioned;
 use super::*;
 
 #[test]
@@ -68,7 +69,7 @@ fn structs_of_other_sizes_are_refused_or_understood() {
         );
         assert!(last_error(session).contains("trtvlm_question: its size"));
         let mut outcome = result();
-        outcome.size = off(outcome.size);
+        outcome.size = off(Outcome::LEAST);
         // SAFETY: addresses of this function.
         let status = unsafe { trtvlm_ask(session, &good.0, &good.1, null_mut(), 0, &mut outcome) };
         assert_eq!((status, outcome.tokens), (Status::Argument, 0), "{wrong}");
@@ -325,6 +326,15 @@ fn options_outside_their_range_are_refused_before_anything_is_read() {
             ..good
         },
         Options { draft: 7, ..good },
+        Options { mode: 3, ..good },
+        Options {
+            confidence: 1.5,
+            ..good
+        },
+        Options {
+            confidence: f32::NAN,
+            ..good
+        },
         Options { keep: 2.0, ..good },
         Options {
             pruner: name,
