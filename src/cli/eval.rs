@@ -17,7 +17,7 @@ use crate::eval::{
     AgreementReport, Checked, Energy, EvalOptions, Progress, Report, Share, check_items, evaluate,
 };
 use crate::items::{read_items, spread};
-use crate::pipeline::{Ask, Choice};
+use crate::pipeline::{Ask, Choice, Mode};
 
 /// Missing or differing items that are listed for people; `--json` has all.
 const LISTED: usize = 20;
@@ -168,6 +168,11 @@ impl Args {
         if self.min_accuracy.is_some() && !has_answers {
             return Err(without("an `answer`, which --min-accuracy needs").into());
         }
+        if self.min_agreement.is_some() && self.knobs.ask().mode != Mode::Full {
+            let reason =
+                "agreement is of token ids, which answers of --mode quick and auto may not have";
+            return Err(argument("min-agreement", reason).into());
+        }
         let has_ids = checked.items.iter().any(|item| item.token_ids.is_some());
         if self.min_agreement.is_some() && self.reference.is_none() && !has_ids {
             return Err(without("`token_ids`, and there is no --reference to agree with").into());
@@ -246,23 +251,45 @@ fn text(report: &Report) -> String {
 
     let cell = |share: Option<Share>| share.map_or_else(|| "-".to_owned(), percent);
     let mut table = Table::right(&[1]);
-    table.row(["", "items", "right, with 95 % interval", "agrees"]);
+    let quick = report.quick.as_ref();
+    let headings = ["", "items", "right, with 95 % interval", "agrees"].map(str::to_owned);
+    let of_quick = ["quick", "language model right"].map(str::to_owned);
+    let row = |row: [String; 4], more: [String; 2]| -> Vec<String> {
+        let more = more.into_iter().filter(|_| quick.is_some());
+        row.into_iter().chain(more).collect()
+    };
+    table.row(row(headings, of_quick));
     for (name, family) in &report.families {
-        table.row([
+        let more = [cell(family.quick), cell(family.full_accuracy)];
+        let family = [
             name.clone(),
             family.items.to_string(),
             cell(family.accuracy),
             cell(family.agreement),
-        ]);
+        ];
+        table.row(row(family, more));
     }
     let answers = report.agreement.as_ref().map(|a| a.answers);
-    table.row([
+    let all = [
         "all".to_owned(),
         items.asked.to_string(),
         cell(report.accuracy),
         cell(answers),
-    ]);
+    ];
+    let more = [
+        cell(quick.map(|quick| quick.answered)),
+        cell(quick.and_then(|quick| quick.full_accuracy)),
+    ];
+    table.row(row(all, more));
     text.push_str(&table.render(0));
+    if let Some(quick) = quick {
+        text.push_str(&format!(
+            "mode {}: quick answers right: {}; refused: {}\n",
+            quick.mode,
+            cell(quick.accuracy),
+            quick.refused
+        ));
+    }
     if let Some(agreement) = &report.agreement {
         let tokens = agreement.tokens;
         text.push_str(&format!(
@@ -281,6 +308,10 @@ fn text(report: &Report) -> String {
             let numbers = [s.mean, s.p50, s.p95, s.p99, s.max].map(|ms| format!("{ms:.1}"));
             table.row(std::iter::once(name.to_owned()).chain(numbers));
         }
+    }
+    if let Some(s) = quick.and_then(|quick| quick.full_latency_ms.total) {
+        let numbers = [s.mean, s.p50, s.p95, s.p99, s.max].map(|ms| format!("{ms:.1}"));
+        table.row(std::iter::once("total, language model".to_owned()).chain(numbers));
     }
     text.push('\n');
     text.push_str(&table.render(0));

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::energy::{Meter, Watched};
+use super::quick::Beside;
 use super::stats::Share;
 use crate::decode::Stop;
 use crate::error::{Error, Result};
 use crate::host::peak_resident_bytes;
 use crate::items::Item;
-use crate::pipeline::{Answer, Ask, Pipeline};
+use crate::pipeline::{Answer, Ask, Mode, ModeReport, Pipeline, Reason};
 use crate::preprocess::Frame;
 
 /// How to ask.
@@ -64,6 +65,8 @@ pub struct Outcome {
     pub agreement: Option<Agreement>,
     /// Whether the reference's answer is right, where a model gave it.
     pub reference_right: Option<bool>,
+    /// What the language model says, where others than it were to answer.
+    pub full: Option<Beside>,
 }
 
 /// An answer's ids beside a reference's.
@@ -78,7 +81,8 @@ pub struct Agreement {
 }
 
 /// Asks every item of `items`, and the reference, too, if there is one; without one the ids of the
-/// items are the reference.
+/// items are the reference. Where quick answers are allowed the language model is asked, too, when it was not; a question that has none
+/// counts as answered wrong.
 ///
 /// # Errors
 /// [`Error::Cancelled`] after a stop; [`Error::Image`] and others of reading a picture, unless they
@@ -114,7 +118,9 @@ pub fn evaluate(
                     Some(reference) => Some(ask(reference, &frame, item, &options.ask)?),
                     None => None,
                 };
-                let outcome = judge(index, item, answer, theirs, &pipeline.config().eos);
+                let full = beside(pipeline, &frame, item, &options.ask, &answer)?;
+                let eos = &pipeline.config().eos;
+                let outcome = judge(index, item, answer, (theirs, full), eos);
                 add(&mut progress.right, outcome.right);
                 let agrees = outcome.agreement.as_ref().map(|a| a.agrees);
                 add(&mut progress.agreeing, agrees);
@@ -146,6 +152,28 @@ pub fn evaluate(
     })
 }
 
+/// What the language model says, if another mode was asked for.
+fn beside(
+    pipeline: &mut Pipeline,
+    frame: &Frame,
+    item: &Item,
+    ask: &Ask<'_>,
+    answer: &Answer,
+) -> Result<Option<Beside>> {
+    if ask.mode == Mode::Full {
+        return Ok(None);
+    }
+    if answer.mode.answered == Mode::Full {
+        return Ok(Some(Beside::in_auto(item, answer)));
+    }
+    let ask = Ask {
+        mode: Mode::Full,
+        ..*ask
+    };
+    let full = self::ask(pipeline, frame, item, &ask)?;
+    Ok(Some(Beside::new(item, &full)))
+}
+
 /// One whole answer.
 fn ask(pipeline: &mut Pipeline, frame: &Frame, item: &Item, ask: &Ask<'_>) -> Result<Answer> {
     let answer = pipeline.ask(frame, &item.prompt, ask, &mut |_| {});
@@ -153,6 +181,15 @@ fn ask(pipeline: &mut Pipeline, frame: &Frame, item: &Item, ask: &Ask<'_>) -> Re
         Ok(answer) if answer.stop == Stop::Cancelled => Err(Error::Cancelled),
         Err(Error::Prompt { reason }) => Err(Error::Prompt {
             reason: format!("{}: {reason}", item.origin),
+        }),
+        Err(Error::NotQuick { .. }) => Ok(Answer {
+            mode: ModeReport {
+                asked: ask.mode,
+                answered: Mode::Quick,
+                reason: Reason::Refused,
+                ..ModeReport::default()
+            },
+            ..Answer::default()
         }),
         other => other,
     }
@@ -174,10 +211,13 @@ fn judge(
     index: usize,
     item: &Item,
     answer: Answer,
-    theirs: Option<Answer>,
+    (theirs, full): (Option<Answer>, Option<Beside>),
     eos: &[u32],
 ) -> Outcome {
-    let right = is_right(item, &answer.text);
+    let right = match answer.mode.reason {
+        Reason::Refused => item.answer.as_ref().map(|_| false),
+        _ => is_right(item, &answer.text),
+    };
     let ended = answer.stop == Stop::Eos;
     let reference_right = theirs
         .as_ref()
@@ -190,6 +230,8 @@ fn judge(
             (ids, ended)
         }),
     };
+    // Nothing decoded a quick answer, so that it has no ids.
+    let reference = reference.filter(|_| answer.mode.answered == Mode::Full);
     Outcome {
         item: index,
         agreement: reference
@@ -197,6 +239,7 @@ fn judge(
         answer,
         right,
         reference_right,
+        full,
     }
 }
 

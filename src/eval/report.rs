@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::check::Checked;
 use super::energy::Watched;
 use super::order::{Evaluation, Outcome};
+use super::quick::QuickReport;
 use super::stats::{Share, Spread};
 use crate::decode::Totals;
 use crate::items::Item;
@@ -33,6 +34,8 @@ pub struct Report {
     pub accuracy: Option<Share>,
     /// By family.
     pub families: BTreeMap<String, FamilyReport>,
+    /// Quick answers beside the language model's; `None` if only that was to answer.
+    pub quick: Option<QuickReport>,
     /// Beside the reference; `None` if no item has one.
     pub agreement: Option<AgreementReport>,
     /// Milliseconds of each stage.
@@ -74,6 +77,10 @@ pub struct FamilyReport {
     pub accuracy: Option<Share>,
     /// Answers whose ids are the reference's.
     pub agreement: Option<Share>,
+    /// Quick answers; `None` if only the language model was to answer.
+    pub quick: Option<Share>,
+    /// Right answers of the language model to the same questions, where others than it were to answer.
+    pub full_accuracy: Option<Share>,
 }
 
 /// Answers beside those of the reference.
@@ -164,7 +171,8 @@ impl Report {
     ) -> Self {
         let outcomes = &evaluation.outcomes;
         let items = &checked.items;
-        let first = outcomes.first().map(|outcome| &outcome.answer);
+        let mut answers = outcomes.iter().map(|outcome| &outcome.answer);
+        let first = answers.find(|answer| !answer.backend.is_empty());
         Self {
             model,
             backend: first.map_or("", |answer| answer.backend),
@@ -179,6 +187,7 @@ impl Report {
             },
             accuracy: share(outcomes.iter().map(|o| o.right)),
             families: families(items, outcomes),
+            quick: QuickReport::of(outcomes),
             agreement: agreement(items, outcomes, reference),
             latency_ms: LatencyReport::of(outcomes),
             tokens: TokensReport::of(outcomes),
@@ -191,7 +200,7 @@ impl Report {
 }
 
 /// A share of those for which there is a yes or no; `None` if there are none.
-fn share(values: impl Iterator<Item = Option<bool>>) -> Option<Share> {
+pub(super) fn share(values: impl Iterator<Item = Option<bool>>) -> Option<Share> {
     Some(Share::of(values.flatten())).filter(|share| share.of > 0)
 }
 
@@ -209,6 +218,8 @@ fn families(items: &[Item], outcomes: &[Outcome]) -> BTreeMap<String, FamilyRepo
         items: outcomes.len(),
         accuracy: share(outcomes.iter().map(|o| o.right)),
         agreement: share(outcomes.iter().map(|o| agrees(o))),
+        quick: share(outcomes.iter().map(|o| o.quick())),
+        full_accuracy: share(outcomes.iter().map(|o| o.full?.right)),
     };
     let named = families.into_iter();
     named
@@ -272,7 +283,8 @@ fn energy(watched: &Watched, outcomes: &[Outcome]) -> Energy {
 
 impl LatencyReport {
     fn of(outcomes: &[Outcome]) -> Self {
-        Self::of_timings(outcomes.iter().map(|o| o.answer.timings_ms))
+        let answers = outcomes.iter().filter(|o| !o.is_refused());
+        Self::of_timings(answers.map(|o| o.answer.timings_ms))
     }
 
     /// Of the timings of some answers.
