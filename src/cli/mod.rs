@@ -30,6 +30,8 @@ mod table;
 mod train;
 #[cfg(feature = "train")]
 mod train_pruner;
+#[cfg(feature = "train")]
+mod train_quick;
 mod watch;
 
 pub use main::main;

@@ -11,6 +11,7 @@ use super::main::say;
 use super::progress::style;
 use super::source::resolve;
 use super::train_pruner::PrunerArgs;
+use super::train_quick::QuickArgs;
 use crate::bundle::Bundle;
 use crate::corrections::read_corrections;
 use crate::error::Error;
@@ -29,6 +30,7 @@ pub struct Args {
 enum What {
     Draft(DraftArgs),
     Pruner(PrunerArgs),
+    Quick(QuickArgs),
 }
 
 /// Train a drafter for --draft head or --draft early-exit
@@ -113,6 +115,7 @@ impl Args {
         match self.what {
             What::Draft(args) => args.run(),
             What::Pruner(args) => args.run(),
+            What::Quick(args) => args.run(),
         }
     }
 }
@@ -127,17 +130,25 @@ pub fn model_and_items(
     data: &Path,
     samples: Option<usize>,
 ) -> anyhow::Result<(Model, Vec<Item>)> {
-    let cancel = interrupt::install()?;
-    let path = resolve(model, variant, cancel)?;
-    if Bundle::is_bundle(&path) {
-        return Err(Error::malformed(&path, "is a bundle; train on the model folder").into());
-    }
-    let model = Model::load(&path, variant)?;
+    let model = load_model(model, variant)?;
     let mut items = read_items(data)?;
     if let Some(n) = samples {
         items = spread(items, n);
     }
     Ok((model, items))
+}
+
+/// The model to be trained for.
+///
+/// # Errors
+/// As [`model_and_items`].
+pub fn load_model(model: &Path, variant: Option<&str>) -> anyhow::Result<Model> {
+    let cancel = interrupt::install()?;
+    let path = resolve(model, variant, cancel)?;
+    if Bundle::is_bundle(&path) {
+        return Err(Error::malformed(&path, "is a bundle; train on the model folder").into());
+    }
+    Ok(Model::load(&path, variant)?)
 }
 
 impl DraftArgs {

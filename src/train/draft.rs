@@ -24,7 +24,7 @@ use crate::model::{DraftKind, DraftSpec, Model, TargetFile, fingerprint};
 use crate::onnx::passes::Tap;
 
 /// Stem of decoder files.
-const DECODER: &str = "decoder_model_merged";
+pub(super) const DECODER: &str = "decoder_model_merged";
 
 /// Tokens that an id has to be expected to be, all in all, to be drafted if it never was one.
 const LEAST_MASS: f64 = 0.5;
@@ -212,7 +212,7 @@ pub fn train_draft(
     let spec = DraftSpec {
         format: DraftSpec::FORMAT,
         kind,
-        targets: targets(model)?,
+        targets: targets(&model.files.decoder, DECODER)?,
         tokenizer_sha256: sha256_file(&model.dir.join("tokenizer.json"), |_| {})?.sha256,
         graph_sha256: sha256_file(&graph, |_| {})?.sha256,
         d_model: model.config.d_model,
@@ -444,17 +444,18 @@ fn vocabulary(shards: &Shards, held_out: &dyn Fn(usize) -> bool, most: usize) ->
 /// Those of reading them.
 pub fn decoder_fingerprints(model: &Model) -> Result<Vec<String>> {
     let of = |target: TargetFile| target.fingerprint;
-    Ok(targets(model)?.into_iter().map(of).collect())
+    let targets = targets(&model.files.decoder, DECODER)?;
+    Ok(targets.into_iter().map(of).collect())
 }
 
-/// The decoder in every variant that stands in the folder: all are of the same weights.
-pub(super) fn targets(model: &Model) -> Result<Vec<TargetFile>> {
-    let folder = model.files.decoder.parent().unwrap_or(&model.dir);
+/// A graph in every variant that stands beside it, whose names all begin with `stem`: they are of the same weights.
+pub(super) fn targets(graph: &Path, stem: &str) -> Result<Vec<TargetFile>> {
+    let folder = graph.parent().unwrap_or(Path::new("."));
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
         let name = entry.map_err(Error::io(folder))?.file_name();
         if let Ok(name) = name.into_string()
-            && name.starts_with(DECODER)
+            && name.starts_with(stem)
             && name.ends_with(".onnx")
         {
             names.push(name);

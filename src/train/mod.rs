@@ -13,6 +13,7 @@
 //! | `export`  | nets as ONNX graphs |
 //! | `draft`   | the order of `train draft` |
 //! | `pruner`  | the net of the learned pruner, and the order of `train pruner` |
+//! | `quick`   | the probe of quick answers, its calibration, and the order of `train quick` |
 //!
 //! `shards`, `params` and `fit` know nothing of what is trained. A run that was interrupted goes on where it was, and
 //! gives the files that it would have given: order and start depend on the seed alone, and the
@@ -26,6 +27,7 @@ mod fit;
 mod net;
 mod params;
 mod pruner;
+mod quick;
 mod shards;
 
 pub use collect::Collected;
@@ -35,6 +37,10 @@ pub use draft::{
 pub use fit::{Epoch, Event, FitOptions, Trainee, fit};
 pub use params::{Params, Schedule};
 pub use pruner::{PrunerEpoch, PrunerEvent, PrunerOptions, PrunerOutcome, train_pruner};
+pub use quick::{
+    ClassReport, FormReport, Judged, QuickEpoch, QuickEvent, QuickOptions, QuickOutcome, TrueScene,
+    read_scenes, train_quick,
+};
 pub use shards::{Record, Shards};
 
 use crate::error::Error;

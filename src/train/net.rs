@@ -370,6 +370,26 @@ fn softmax(x: &Tensor) -> candle_core::Result<Tensor> {
     e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
 }
 
+/// The factor that makes of a tensor numbers of unit scale.
+pub(super) fn unit_scale(tensor: &Tensor) -> Result<f64> {
+    let mean = tensor
+        .to_dtype(DType::F32)
+        .and_then(|t| t.sqr()?.mean_all());
+    let mean = mean
+        .and_then(|mean| mean.to_scalar::<f32>())
+        .map_err(failed)?;
+    Ok(1.0 / f64::from(mean).sqrt().max(1e-6))
+}
+
+/// Mean negative logarithm of the probabilities of targets: logits `[n, c]`, targets `[n]` u32.
+pub(super) fn cross_entropy(logits: &Tensor, targets: &Tensor) -> candle_core::Result<Tensor> {
+    let most = logits.max_keepdim(D::Minus1)?.detach();
+    let shifted = logits.broadcast_sub(&most)?;
+    let sums = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    let logs = shifted.broadcast_sub(&sums)?;
+    logs.gather(&targets.unsqueeze(1)?, 1)?.mean_all()?.neg()
+}
+
 /// One of our errors on its way through the library's.
 pub(super) fn wrap(error: Error) -> candle_core::Error {
     candle_core::Error::wrap(error)

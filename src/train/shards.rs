@@ -181,6 +181,18 @@ impl Shards {
     }
 }
 
+/// A tensor of a record.
+///
+/// # Errors
+/// [`Error::Shape`] if it has none of that name.
+pub(super) fn part<'a>(record: &'a Record, name: &str) -> Result<&'a Tensor> {
+    record.get(name).ok_or_else(|| Error::Shape {
+        name: name.to_owned(),
+        expected: "a tensor of each record".to_owned(),
+        actual: "none".to_owned(),
+    })
+}
+
 fn bytes(record: &Record) -> usize {
     let bytes = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
     record.values().map(bytes).sum()

@@ -6,8 +6,8 @@ use super::super::failed;
 use super::super::fit::Trainee;
 use super::super::net::{ratio, wrap};
 use super::super::params::Params;
-use super::super::shards::Record;
-use crate::error::{Error, Result};
+use super::super::shards::{Record, part};
+use crate::error::Result;
 use crate::prune::Keep;
 
 /// Share of the tokens by which the net is judged.
@@ -121,24 +121,4 @@ impl Trainee for Net {
     fn score(&self, sums: &[f64]) -> f64 {
         ratio(sums, 0, 1)
     }
-}
-
-/// The factor that makes of a tensor numbers of unit scale.
-pub(super) fn unit_scale(tensor: &Tensor) -> Result<f64> {
-    let mean = tensor
-        .to_dtype(DType::F32)
-        .and_then(|t| t.sqr()?.mean_all());
-    let mean = mean
-        .and_then(|mean| mean.to_scalar::<f32>())
-        .map_err(failed)?;
-    Ok(1.0 / f64::from(mean).sqrt().max(1e-6))
-}
-
-/// A tensor of a record.
-pub(super) fn part<'a>(record: &'a Record, name: &str) -> Result<&'a Tensor> {
-    record.get(name).ok_or_else(|| Error::Shape {
-        name: name.to_owned(),
-        expected: "a tensor of each record".to_owned(),
-        actual: "none".to_owned(),
-    })
 }

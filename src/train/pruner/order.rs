@@ -6,13 +6,14 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::super::draft::{source_lines, targets};
+use super::super::draft::{DECODER, source_lines, targets};
 use super::super::failed;
 use super::super::fit::{Event, FitOptions, fit};
+use super::super::net::unit_scale;
 use super::super::params::Params;
-use super::super::shards::{Shards, write_whole};
+use super::super::shards::{Shards, part, write_whole};
 use super::collect::{Collecting, collect};
-use super::net::{Net, part, unit_scale};
+use super::net::Net;
 use crate::digest::{sha256_bytes, sha256_file};
 use crate::error::{Error, Result};
 use crate::items::Item;
@@ -173,7 +174,7 @@ pub fn train_pruner(
     let spec = TrainedSpec {
         format: TrainedSpec::FORMAT,
         kind: TrainedKind::Pruner,
-        targets: targets(model)?,
+        targets: targets(&model.files.decoder, DECODER)?,
         tokenizer_sha256: sha256_file(&model.dir.join("tokenizer.json"), |_| {})?.sha256,
         d_model: model.config.d_model,
         settings: serde_json::json!(LearnedSettings {
