@@ -47,7 +47,7 @@ pub use learned::{Learned, LearnedSettings};
 pub use norm::Norm;
 pub use overlay::{Overlay, draw};
 pub use place::{Place, places, write_places};
-pub use policy::{Inputs, Kept, Merge, Needs, Policy};
+pub use policy::{DeviceScore, Inputs, Kept, Merge, Needs, Policy};
 pub use pruner::Pruner;
 pub use random::Random;
 pub use similarity::Similarity;

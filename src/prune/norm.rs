@@ -1,6 +1,6 @@
 //! `norm`: the length of a row.
 
-use super::policy::{Inputs, Kept, Needs, Policy};
+use super::policy::{DeviceScore, Inputs, Kept, Needs, Policy};
 use super::top::top_k;
 use crate::error::Result;
 
@@ -23,6 +23,10 @@ impl Policy for Norm {
             features: true,
             ..Needs::default()
         }
+    }
+
+    fn device_score(&self) -> Option<DeviceScore> {
+        Some(DeviceScore::Shortness)
     }
 
     fn select(&self, inputs: &Inputs<'_>, keep: usize) -> Result<Kept> {

@@ -15,6 +15,13 @@ pub struct Needs {
     pub saliency: bool,
 }
 
+/// A score of a row that a device finds itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceScore {
+    /// Minus its length.
+    Shortness,
+}
+
 /// What is known of the rows of which some stay.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
@@ -73,6 +80,11 @@ pub trait Policy: Send + Sync {
 
     /// What it looks at. What it does not need may be missing.
     fn needs(&self) -> Needs;
+
+    /// The score whose greatest it keeps, if that is all that it does and a device finds it itself.
+    fn device_score(&self) -> Option<DeviceScore> {
+        None
+    }
 
     /// Chooses `keep` rows, fewer than there are; what [`needs`](Self::needs) names is there, of the
     /// right length and, rows aside, finite. Called through [`choose`](Self::choose).

@@ -139,6 +139,9 @@ fn drawn_and_pruned_answers_are_the_cpu_engines_too() {
     for how in [
         drawn,
         pruned(Pruner::Grid),
+        // By a kernel, which moves the rows to where the decoder reads them.
+        pruned(Pruner::Norm),
+        pruned(Pruner::Norm),
         pruned(Pruner::Similarity),
         pruned(Pruner::Diverse),
         pruned(Pruner::Learned),
@@ -195,6 +198,39 @@ fn passes_are_replays_and_nothing_is_allocated_after_open() {
         .collect();
     assert_eq!(read.len(), 2 * (1 + answer.speculation.steps));
     assert!(read.iter().all(|&bytes| bytes <= 128), "{read:?}");
+    drop(gpu);
+    assert_eq!(twin.n_live(), 0);
+}
+
+#[test]
+fn pruning_by_a_kernel_reads_back_which_rows_stay_and_no_row() {
+    let twin = Twin::take();
+    let mut gpu = open();
+    let how = Ask {
+        pruning: Pruning {
+            keep: Keep::new(0.25).expect("share"),
+            pruner: Some(Pruner::Norm),
+            ..Pruning::default()
+        },
+        ..Ask::default()
+    };
+    for _ in 0..2 {
+        ask(&mut gpu, QUESTIONS[0], &how);
+    }
+    twin.reset();
+    let answer = ask(&mut gpu, QUESTIONS[0], &how);
+    let journal = twin.journal();
+    let n = |call: &str| journal.iter().filter(|line| line.starts_with(call)).count();
+    // One launch prunes, one chooses the token behind the prompt; all else is replayed.
+    assert_eq!(n("cuLaunchKernel"), 2, "{journal:#?}");
+    let kept = &answer.visual_tokens;
+    let read: Vec<usize> = journal
+        .iter()
+        .filter_map(|line| line.strip_prefix("cuMemcpyDtoHAsync "))
+        .map(|bytes| bytes.parse().expect("bytes"))
+        .collect();
+    assert_eq!(read[..2], [4 * kept.indices.len(), 4 * kept.total]);
+    assert!(read[2..].iter().all(|&bytes| bytes <= 128), "{read:?}");
     drop(gpu);
     assert_eq!(twin.n_live(), 0);
 }

@@ -13,7 +13,7 @@
 use super::arena::Arena;
 use super::floats::{Floats, float_of};
 use super::replay::Replay;
-use crate::cuda::kernels::{Float, Kernels, MAX_DRAFT, Step, StepInputs, Stop, Table};
+use crate::cuda::kernels::{Float, Kernels, MAX_DRAFT, Pruned, Step, StepInputs, Stop, Table};
 use crate::cuda::{Device, Memory};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
@@ -274,6 +274,35 @@ impl Decoder {
         })?;
         self.n_rows = n;
         Ok(())
+    }
+
+    /// Whether rows of this width are whole times 16 bytes.
+    pub fn has_packed_rows(&self, float: Float) -> bool {
+        (self.shared.config.d_model * float.bytes()).is_multiple_of(16)
+    }
+
+    /// Keeps rows of a frame of `n` by their lengths, and moves them to the rows of the next prompt from `first` on; see
+    /// [`prune`](crate::cuda::kernels::prune), whose scores, ticket and kept rows go to `memory`.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn prune(
+        &self,
+        [scores, ticket, kept]: [&Memory; 3],
+        features: (&Memory, Float),
+        n: usize,
+        keep: usize,
+        first: Option<usize>,
+    ) -> Result<()> {
+        let shared = &self.shared;
+        let pruned = Pruned {
+            scores,
+            ticket,
+            kept,
+            rows: first.map(|first| (&shared.embeds, first)),
+        };
+        let size = (n, shared.config.d_model);
+        shared.kernels.prune(features, &pruned, size, keep)
     }
 
     /// The logits after the prompt, `[vocab]`.

@@ -17,6 +17,7 @@
 mod arena;
 mod decoder;
 mod floats;
+mod pruning;
 mod replay;
 mod table;
 mod vision;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use arena::Arena;
 use decoder::{Decoder, Parts};
 use floats::Floats;
+use pruning::Pruning;
 use vision::Vision;
 
 use super::ask_policy::ask_policy;
@@ -35,7 +37,7 @@ use super::{Backend, Chosen, DraftModel, Logits, Prefill, Prune};
 use crate::bundle::{Bundle, Engine as Builder, EngineSet, Flavour, MANIFEST, Part, Target};
 use crate::cpu::Embedding;
 use crate::cuda::Device;
-use crate::cuda::kernels::Kernels;
+use crate::cuda::kernels::{Kernels, THERE};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::model::{DraftKind, DraftSpec, ModelConfig, graph_path};
@@ -61,6 +63,7 @@ pub struct TensorRtBackend {
     /// The newest prompt as ids and visual rows.
     source: Vec<i32>,
     feature_floats: Floats,
+    pruning: Pruning,
     /// What a draft model finds.
     left: Shared,
     /// Whether one reads along in this sequence.
@@ -134,6 +137,7 @@ impl TensorRtBackend {
         let scratch = arena.alloc("scratch", &[scratch as usize])?;
         vision.set_scratch(&scratch)?;
         decoder.set_scratch(&device, &scratch)?;
+        let pruning = Pruning::new(vision.most_rows, &mut arena)?;
         let memory = arena.into_parts();
         for part in &memory {
             tracing::info!("device memory: {}, {} bytes", part.name, part.bytes);
@@ -149,6 +153,7 @@ impl TensorRtBackend {
             d_model: config.d_model,
             n_features: 0,
             source: Vec::with_capacity(capacity),
+            pruning,
             memory,
             engine: runtime.name(),
             device,
@@ -229,9 +234,11 @@ impl TensorRtBackend {
             });
         }
         let mut visual = prompt.visual.iter();
+        let is_there = self.pruning.has_placed(prompt);
         self.source.clear();
         self.source
             .extend(prompt.ids.iter().map(|&id| match id == prompt.image_token {
+                true if is_there => THERE,
                 true => visual.next().map_or(0, |&row| -1 - row as i32),
                 false => id as i32,
             }));
@@ -240,6 +247,7 @@ impl TensorRtBackend {
 
     fn read_prompt(&mut self, prompt: &Prefill<'_>) -> Result<()> {
         self.set_source(prompt)?;
+        self.pruning.forget();
         let visual = (&self.vision.features, self.vision.most_rows);
         self.decoder
             .prefill(&self.device, &self.source, prompt.positions, visual)?;
@@ -274,6 +282,7 @@ impl TensorRtBackend {
 
 impl Backend for TensorRtBackend {
     fn encode(&mut self, image: &PixelValues) -> Result<usize> {
+        self.pruning.forget();
         self.n_features = self.vision.encode(&self.device, image)?;
         // Whoever times passes times this one, not what comes after it.
         self.device.synchronize()?;
@@ -292,10 +301,16 @@ impl Backend for TensorRtBackend {
 
     fn prune(&mut self, request: &Prune<'_>) -> Result<Kept> {
         let d = self.d_model;
-        let mut features = vec![0f32; self.n_features * d];
-        if request.policy.needs().features {
-            self.feature_floats
-                .download(&self.device, &self.vision.features, &mut features)?;
+        let rows = (&self.vision.features, self.vision.float);
+        let (device, decoder) = (&self.device, &self.decoder);
+        let kept = (self.pruning).run(device, decoder, rows, self.n_features, request)?;
+        if let Some(kept) = kept {
+            return Ok(kept);
+        }
+        let mut features = Vec::new();
+        match request.policy.needs().features {
+            true => self.visual_rows(&mut features)?,
+            false => features.resize(self.n_features * d, 0.0),
         }
         let mut rows = Vec::with_capacity(request.candidates.len() * d);
         for &row in request.candidates {
@@ -336,6 +351,7 @@ impl Backend for TensorRtBackend {
     }
 
     fn step(&mut self, ids: &[u32], position: u32) -> Result<Logits> {
+        self.pruning.forget();
         self.decoder.pass(&self.device, ids, position)?;
         let logits = self.decoder.logits(&self.device, ids.len())?;
         self.read_hidden(ids.len())?;
@@ -349,6 +365,7 @@ impl Backend for TensorRtBackend {
     }
 
     fn step_greedily(&mut self, ids: &[u32], position: u32) -> Result<Option<Chosen>> {
+        self.pruning.forget();
         self.decoder.pass(&self.device, ids, position)?;
         let taken = self.decoder.pass_taken(&self.device)?;
         self.read_hidden(taken.n)?;

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::super::driver::{Arg, Device, Kernel, Memory, Module};
-use super::{Dims, ENTRIES, MAX_DRAFT, Step, kv_append, prompt_rows, step_inputs, verify};
+use super::{Dims, ENTRIES, MAX_DRAFT, Step, kv_append, prompt_rows, prune, step_inputs, verify};
 use crate::error::{Error, Result};
 
 /// Floats of a width.
@@ -140,6 +140,55 @@ impl Kernels {
         unsafe { kernel.launch(prompt_rows::dims(n as u32), &args) }
     }
 
+    /// Enqueues [`prune`] of `n` visual rows of width `d` by their lengths, of which `keep` stay.
+    ///
+    /// # Errors
+    /// As [`Kernels::prompt_rows`]; rows are whole times 16 bytes, and no more than a launch takes.
+    pub fn prune(
+        &self,
+        (features, float): (&Memory, Float),
+        pruned: &Pruned<'_>,
+        (n, d): (usize, usize),
+        keep: usize,
+    ) -> Result<()> {
+        let row = d * float.bytes();
+        if !row.is_multiple_of(16) || n > prune::MOST_ROWS || !(1..=n).contains(&keep) {
+            return Err(Error::Shape {
+                name: "visual rows".to_owned(),
+                expected: format!(
+                    "1 to all of at most {} of whole times 16 bytes",
+                    prune::MOST_ROWS
+                ),
+                actual: format!("{keep} of {n} of {row} bytes"),
+            });
+        }
+        has(features, 0, &[n, row])?;
+        has(pruned.scores, 0, &[n, 4])?;
+        has(pruned.ticket, 0, &[4])?;
+        has(pruned.kept, 0, &[keep, 4])?;
+        let rows = match pruned.rows {
+            Some((rows, first)) => {
+                has(rows, first * row, &[keep, row])?;
+                Arg::Memory(rows, first * row)
+            }
+            None => Arg::Null,
+        };
+        let args = [
+            Arg::Memory(features, 0),
+            Arg::Null,
+            Arg::Memory(pruned.scores, 0),
+            Arg::Memory(pruned.ticket, 0),
+            Arg::Memory(pruned.kept, 0),
+            rows,
+            int(n),
+            int(d),
+            int(keep),
+        ];
+        let kernel = self.find(&format!("prune_{}", float.suffix()))?;
+        // SAFETY: the kernel's arguments, within the memory that was checked above.
+        unsafe { kernel.launch(prune::dims(n as u32, false), &args) }
+    }
+
     /// Enqueues [`step_inputs`] for a pass of `rows` rows.
     ///
     /// # Errors
@@ -245,6 +294,19 @@ impl Kernels {
         // SAFETY: the kernel's arguments, within the memory that was checked above.
         unsafe { kernel.launch(dims, &args) }
     }
+}
+
+/// What [`prune`] writes.
+#[derive(Clone, Copy)]
+pub struct Pruned<'a> {
+    /// `[n]` f32.
+    pub scores: &'a Memory,
+    /// `[1]` u32, zero before and after.
+    pub ticket: &'a Memory,
+    /// `[keep]` i32.
+    pub kept: &'a Memory,
+    /// Rows, and the first of them that is written.
+    pub rows: Option<(&'a Memory, usize)>,
 }
 
 /// What [`step_inputs`] reads and writes.

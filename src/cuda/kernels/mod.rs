@@ -2,6 +2,7 @@
 //!
 //! | kernel | does | launch |
 //! |--------|------|--------|
+//! | `prune_*` | scores of visual rows, the best of them, moved together | a warp a row |
 //! | `prompt_rows_*` | embeddings and visual rows of a prompt | a block a row |
 //! | `step_inputs_*` | embeddings, positions and mask of a step | blocks for rows |
 //! | `kv_append` | new rows of the KV cache to their slots | a thread for 16 bytes |
@@ -17,11 +18,13 @@ mod launch;
 #[cfg(test)]
 mod machines;
 pub mod prompt_rows;
+pub mod prune;
 mod step;
 pub mod step_inputs;
 pub mod verify;
 
-pub use launch::{Float, Kernels, StepInputs, Table};
+pub use launch::{Float, Kernels, Pruned, StepInputs, Table};
+pub use prompt_rows::THERE;
 pub use step::{MAX_DRAFT, MAX_EOS, Step, Stop};
 
 use super::ffi;
@@ -44,10 +47,12 @@ pub const SOURCE: &str = concat!(
     include_str!("prompt_rows.cu"),
     include_str!("kv_append.cu"),
     include_str!("verify.cu"),
+    // Behind what orders floats.
+    include_str!("prune.cu"),
 );
 
 /// Names of all kernels.
-pub const ENTRIES: [&str; 13] = [
+pub const ENTRIES: [&str; 15] = [
     "step_inputs_f32_f32",
     "step_inputs_f16_f32",
     "step_inputs_i8_f32",
@@ -61,6 +66,8 @@ pub const ENTRIES: [&str; 13] = [
     "kv_append",
     "verify_f16",
     "verify_f32",
+    "prune_f16",
+    "prune_f32",
 ];
 
 /// Kernels for one SM.

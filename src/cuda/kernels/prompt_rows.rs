@@ -4,7 +4,7 @@
 //! | argument | shape | dtype | |
 //! |----------|-------|-------|-|
 //! | `rows` | `[n, d]` | f16 or f32 | written |
-//! | `source` | `[n]` | i32 | an id, or `-1 - r` for visual row `r` |
+//! | `source` | `[n]` | i32 | an id, or `-1 - r` for visual row `r`, or [`THERE`] for a row that stays as it is |
 //! | `table` | `[vocab, d]` | f32, f16 or i8 | embeddings |
 //! | `scales` | `[vocab]` | f32 | factor of each row, with i8; else not read |
 //! | `visual` | `[m, d]` | as `rows` | rows of the frame |
@@ -15,6 +15,9 @@
 //! Floor: each row is read and written once.
 
 use super::Dims;
+
+/// Source of a row that another kernel has written.
+pub const THERE: i32 = i32::MIN;
 
 /// Threads of a block.
 const THREADS: u32 = 256;
@@ -53,6 +56,7 @@ mod tests {
             let from =
                 |numbers: &mut Numbers| numbers.below(VOCAB + 2 + VISUAL) as i32 - VISUAL as i32;
             let mut source: Vec<i32> = (0..n).map(|_| from(&mut numbers)).collect();
+            source[numbers.below(n)] = THERE;
             let mut codes: Vec<i8> = (0..VOCAB * D).map(|_| numbers.below(255) as i8).collect();
             let mut scales: Vec<f32> = (0..VOCAB)
                 .map(|_| 0.25 + numbers.below(7) as f32 / 8.0)
@@ -64,6 +68,7 @@ mod tests {
                 .collect();
             let mut visual_halves: Vec<f16> = visual.iter().map(|&f| f16::from_f32(f)).collect();
             let element = |from: i32, at: usize| match usize::try_from(from) {
+                Err(_) if from == THERE => -1.0,
                 Err(_) => visual[(-1 - from) as usize * D + at],
                 Ok(id) if id >= VOCAB => 0.0,
                 Ok(id) if table_type == "i8" => f32::from(codes[id * D + at]) * scales[id],
