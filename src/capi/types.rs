@@ -35,18 +35,6 @@ pub const TRTVLM_FORMAT_RGB8: u32 = 1;
 pub const TRTVLM_FORMAT_BGR8: u32 = 2;
 /// One plane of one byte a pixel.
 pub const TRTVLM_FORMAT_GREY8: u32 = 3;
-/// A file of a model that lies in memory. It has no size of its own: it stays as it is.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub struct FileView {
-    /// Its path below the model's folder, such as "manifest.json" or "engines/decoder.cpu.onnx"; a zero ends it.
-    pub path: *const c_char,
-    /// What it holds.
-    pub data: *const c_void,
-    /// Bytes of that.
-    pub length: usize,
-}
-
 /// A plane of luma, and one of blue and red differences in turn for each two by two pixels.
 pub const TRTVLM_FORMAT_NV12: u32 = 4;
 /// An image file (JPEG, PNG, BMP, GIF, PNM, TIFF, WebP) in `planes[0]`; width and height are not read.
@@ -113,6 +101,18 @@ pub struct Options {
     pub mode: u32,
     /// Least confidence of a quick answer in `TRTVLM_MODE_AUTO`, above 0 to 1; 0 for what the model's file says.
     pub confidence: f32,
+}
+
+/// A file of a model that lies in memory. It has no size of its own: it stays as it is.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct FileView {
+    /// Its path below the model's folder, such as "manifest.json" or "engines/decoder.cpu.onnx"; a zero ends it.
+    pub path: *const c_char,
+    /// What it holds.
+    pub data: *const c_void,
+    /// Bytes of that.
+    pub length: usize,
 }
 
 /// Rows of pixels.
