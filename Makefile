@@ -4,7 +4,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help lib install header install-deps sdk fetch build demo test test-default test-all check fmt-check clippy doc deny \
-        test-gpu test-long headers-check advisories coverage full-size bench bench-rows quantization-table clean distclean
+        fuzz test-gpu test-long headers-check advisories coverage full-size bench bench-rows quantization-table clean distclean
 
 CARGO ?= cargo
 PYTHON ?= python3
@@ -94,6 +94,9 @@ test-gpu: install-deps sdk fetch ## tests that need a GPU, and again under compu
 
 test-long: test advisories coverage full-size ## what needs the network, extra tools or hours; run by hand
 	$(OFFLINE) $(CARGO) test --locked --all-features --no-fail-fast -- --ignored long
+
+fuzz: ## every parser and C entry under libFuzzer, FUZZ_SECONDS for each (TARGETS="onnx capi")
+	tools/fuzz.sh $(TARGETS)
 
 advisories: ## known vulnerabilities in dependencies (network, cargo-deny)
 	$(CARGO) deny --all-features check advisories
