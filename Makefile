@@ -3,8 +3,8 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lib install header install-deps sdk fetch build demo test test-default test-all check fmt-check clippy doc deny \
-        fuzz test-gpu test-long headers-check advisories coverage full-size bench bench-rows quantization-table clean distclean
+.PHONY: help lib install header install-deps sdk fetch build demo cross cross-deps deb test test-default test-all check fmt-check clippy \
+        doc deny fuzz test-cross test-qemu test-gpu test-long headers-check advisories coverage full-size bench bench-rows quantization-table clean distclean
 
 CARGO ?= cargo
 PYTHON ?= python3
@@ -18,7 +18,14 @@ BIN = $(or $(CARGO_TARGET_DIR),target)/release/trtvlm
 LIB = $(or $(CARGO_TARGET_DIR),target)/flight/libtrtvlm.a
 # Of the library: `tensorrt`, or nothing.
 FEATURES ?= tensorrt
+# System libraries behind it.
+LIBS = $(if $(findstring tensorrt,$(1)),-lstdc++) -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc
 PREFIX ?= /usr/local
+# For the Jetson: with TensorRT where its headers were named, since those of the SDK are not the Jetson's.
+CROSS_FEATURES ?= $(if $(filter file,$(origin TENSORRT_INCLUDE_DIR)),,tensorrt)
+CROSS_DIR = $(or $(CARGO_TARGET_DIR),target)/aarch64-unknown-linux-gnu
+CROSS_BIN = $(CROSS_DIR)/release/trtvlm
+CROSS_LIB = $(CROSS_DIR)/flight/libtrtvlm.a
 MODEL = onnx/uav-tiny
 IMAGE = calibration/images/0024.png
 ENGINES = engines/uav-tiny-fp16-sm86
@@ -44,7 +51,7 @@ lib: install-deps sdk fetch ## libtrtvlm.a for C and C++ programs, size-trimmed 
 	$(OFFLINE) $(CARGO) rustc --locked --lib --crate-type staticlib --profile flight --no-default-features --features "$(FEATURES)"
 
 install: lib ## the library, its headers, CMake and pkg-config files into PREFIX
-	@tools/install.sh "$(LIB)" "$(abspath $(PREFIX))" "$(if $(findstring tensorrt,$(FEATURES)),-lstdc++) -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc"
+	@tools/install.sh "$(LIB)" "$(abspath $(PREFIX))" "$(call LIBS,$(FEATURES))"
 
 header: fetch ## write include/trtvlm.h anew after a change in src/capi
 	TRTVLM_BLESS=1 $(OFFLINE) $(CARGO) test --locked --all-features --test header
@@ -57,6 +64,18 @@ demo: build ## build TensorRT engines for the demo model, then ask three questio
 	done
 	@echo; echo "binary:  $(BIN)"; echo "model:   $(MODEL)"; echo "engines: $(ENGINES)"
 	@cd $(ENGINES) && find . -type f | sort | xargs ls -l | awk '{ printf "  %10d  %s\n", $$5, substr($$9, 3) }'
+
+cross-deps:
+	@tools/deps.sh cross
+
+cross: cross-deps $(if $(CROSS_FEATURES),sdk) fetch ## program and library for the Jetson (TENSORRT_INCLUDE_DIR: JetPack's headers)
+	$(OFFLINE) tools/cross.sh $(CARGO) build --locked --release --bin trtvlm --features "$(CROSS_FEATURES)"
+	$(OFFLINE) tools/cross.sh $(CARGO) rustc --locked --lib --crate-type staticlib --profile flight --no-default-features --features "$(CROSS_FEATURES)"
+	@tools/abi.sh $(CROSS_BIN) $(CROSS_LIB)
+	@$(if $(CROSS_FEATURES),,echo "cross: without TensorRT; set TENSORRT_INCLUDE_DIR to JetPack's headers (docs/jetson.md)")
+
+deb: cross ## a Debian package of both for the Jetson
+	@tools/deb.sh $(CROSS_BIN) $(CROSS_LIB) "$(CROSS_FEATURES)" "$(call LIBS,$(CROSS_FEATURES))"
 
 test: install-deps sdk fetch check test-all test-default ## set up everything and run all checks and tests
 
@@ -92,7 +111,13 @@ test-gpu: install-deps sdk fetch ## tests that need a GPU, and again under compu
 	        $(CARGO) test --locked --all-features -- --ignored gpu --test-threads 1; \
 	else echo "test-gpu: no compute-sanitizer, skipped"; fi
 
-test-long: test advisories coverage full-size ## what needs the network, extra tools or hours; run by hand
+test-cross: deb ## the Jetson's package, installed, used and removed, under qemu-user
+	tests/cross/run.sh $(CROSS_BIN) $(CROSS_LIB) $(CROSS_DIR)/release/debian/*.deb
+
+test-qemu: cross-deps sdk fetch ## the unit tests on aarch64, under qemu-user
+	$(OFFLINE) tools/cross.sh $(CARGO) test --locked --all-features --lib
+
+test-long: test test-cross test-qemu advisories coverage full-size ## what needs the network, extra tools or hours; run by hand
 	$(OFFLINE) $(CARGO) test --locked --all-features --no-fail-fast -- --ignored long
 
 fuzz: ## every parser and C entry under libFuzzer, FUZZ_SECONDS for each (TARGETS="onnx capi")

@@ -11,8 +11,11 @@ fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let sdk = env::var_os("TRTVLM_SDK").map_or_else(|| root.join(".sdk"), PathBuf::from);
     let sdk = std::path::absolute(&sdk).unwrap_or(sdk);
-    // Where the program looks for libraries when the loader does not find them.
-    println!("cargo::rustc-env=TRTVLM_SDK_DIR={}", sdk.display());
+    // Where the program looks for libraries when the loader does not find them: on this machine, not on
+    // the one that it is built for, where that is another.
+    let stays = env::var_os("HOST") == env::var_os("TARGET");
+    let recorded = if stays { sdk.as_path() } else { "".as_ref() };
+    println!("cargo::rustc-env=TRTVLM_SDK_DIR={}", recorded.display());
     #[cfg(feature = "tensorrt")]
     tensorrt::build(&sdk);
 }

@@ -3,6 +3,7 @@
 #
 # deps.sh          install, with root or sudo; without either, print the command and fail
 # deps.sh --check  only say what is missing
+# deps.sh cross    also what `make cross` needs
 set -eu
 
 die() {
@@ -28,6 +29,20 @@ if ! [ -f "${TRTVLM_SDK:-$root/.sdk}/stamp" ]; then                        # onl
 fi
 [ -e /etc/ssl/certs/ca-certificates.crt ] || want ca-certificates
 
+foreign=
+target=aarch64-unknown-linux-gnu
+if [ "${1-}" = cross ]; then
+    command -v aarch64-linux-gnu-g++ >/dev/null 2>&1 || want g++-aarch64-linux-gnu
+    command -v qemu-aarch64-static >/dev/null 2>&1 || want qemu-user-static
+    # Rust's standard library for aarch64 is rustup's where it has it, else Debian's, which needs Debian's compiler.
+    if ! [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ] && ! [ -d "/usr/lib/rustlib/$target/lib" ]; then
+        grep -qx 'ID=debian' /etc/os-release 2>/dev/null ||
+            die "Rust's standard library for aarch64 is missing: rustup target add $target"
+        foreign=arm64
+        want rustc-web libstd-rust-web-dev libstd-rust-web-dev:arm64
+    fi
+fi
+
 [ -n "$missing" ] || exit 0
 if [ "${1-}" = --check ]; then
     echo "missing:$missing"
@@ -42,11 +57,12 @@ elif command -v sudo >/dev/null 2>&1 && { [ -t 0 ] || sudo -n true 2>/dev/null; 
     sudo=sudo
 else
     echo "deps: missing:$missing. Neither root nor sudo here; have someone run" >&2
-    die "    apt-get update && apt-get install -y --no-install-recommends$missing"
+    die "    ${foreign:+dpkg --add-architecture $foreign && }apt-get update && apt-get install -y --no-install-recommends$missing"
 fi
 echo "deps: installing$missing" >&2
 # shellcheck disable=SC2086 # a list of words
 {
+    [ -z "$foreign" ] || $sudo dpkg --add-architecture "$foreign"
     $sudo apt-get update -q
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing
 } >&2

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 /// Folders to search, in this order: those of `TENSORRT_LIB_DIR`, the loader's, the SDK's.
 ///
-/// The SDK is the folder that `make sdk` fills, recorded when the program was compiled;
-/// `TRTVLM_SDK` names another one.
+/// The SDK is the folder that `make sdk` fills, recorded when the program was compiled (none if that
+/// was done for another machine); `TRTVLM_SDK` names another one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LibraryPath {
     /// `TENSORRT_LIB_DIR`, a list like `PATH`.

@@ -6,7 +6,11 @@ use super::item::Item;
 
 /// How to get a program with all features.
 #[cfg(not(feature = "tensorrt"))]
-const REBUILD: &str = "`make sdk`, then `cargo build --release --features tensorrt`";
+const REBUILD: &str = if cfg!(target_arch = "aarch64") {
+    "on another machine `make deb TENSORRT_INCLUDE_DIR=...` with JetPack's headers (docs/jetson.md)"
+} else {
+    "`make sdk`, then `cargo build --release --features tensorrt`"
+};
 
 /// What was found, for programs.
 #[derive(Debug, Default, Serialize)]
