@@ -84,6 +84,7 @@ fn eval_of_the_golden_items_reports_every_documented_key() {
             "items",
             "accuracy",
             "families",
+            "quick",
             "agreement",
             "latency_ms",
             "tokens",
@@ -92,6 +93,10 @@ fn eval_of_the_golden_items_reports_every_documented_key() {
             "energy",
             "seconds",
         ]
+    );
+    assert!(
+        report["quick"].is_null(),
+        "the language model was to answer"
     );
     // What PyTorch answered, by the golden items themselves.
     let lines = lines();
