@@ -14,7 +14,7 @@ use super::train_pruner::PrunerArgs;
 use super::train_quick::QuickArgs;
 use crate::bundle::Bundle;
 use crate::corrections::read_corrections;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::items::{Item, read_items, spread};
 use crate::model::{DraftKind, Model};
 use crate::train::{DraftEvent, DraftOptions, DraftOutcome, decoder_fingerprints, train_draft};
@@ -180,14 +180,7 @@ impl DraftArgs {
             seed: self.seed,
             cancel: &interrupt::interrupted,
         };
-        let mut bar = Bar::default();
-        let outcome = train_draft(&model, &options, &mut |event| bar.on(&event));
-        bar.finish();
-        if matches!(outcome, Err(Error::Cancelled)) {
-            say(format_args!(
-                "interrupted; the same command goes on from here"
-            ));
-        }
+        let outcome = with_bar(|bar| train_draft(&model, &options, &mut |event| show(bar, &event)));
         self.print(&outcome?)
     }
 
@@ -211,29 +204,44 @@ impl DraftArgs {
     }
 }
 
+/// Trains with a bar; says that it goes on from there if it was interrupted.
+pub fn with_bar<T>(train: impl FnOnce(&mut Bar) -> Result<T>) -> Result<T> {
+    let mut bar = Bar::default();
+    let outcome = train(&mut bar);
+    bar.finish();
+    if matches!(outcome, Err(Error::Cancelled)) {
+        say(format_args!(
+            "interrupted; the same command goes on from here"
+        ));
+    }
+    outcome
+}
+
+fn show(bar: &mut Bar, event: &DraftEvent) {
+    match event {
+        DraftEvent::Asked(done, total) => bar.show("asking", *done, *total),
+        DraftEvent::Example(done, total, epoch) => bar.show_epoch(*epoch, *done, *total),
+        DraftEvent::Epoch(report) => {
+            bar.finish();
+            say(format_args!(
+                "epoch {}: loss {:.4}, {:.1} % accepted, {:.2} tokens a pass",
+                report.epoch,
+                report.loss,
+                100.0 * report.acceptance,
+                report.tokens_per_pass
+            ));
+        }
+    }
+}
+
 /// One bar for the questions, one for each epoch.
 #[derive(Default)]
 pub struct Bar(Option<ProgressBar>);
 
 impl Bar {
-    fn on(&mut self, event: &DraftEvent) {
-        match event {
-            DraftEvent::Asked(done, total) => self.show("asking", *done, *total),
-            DraftEvent::Example(done, total, epoch) => {
-                let label = format!("epoch {}", epoch + 1);
-                self.show(&label, *done, *total);
-            }
-            DraftEvent::Epoch(report) => {
-                self.finish();
-                say(format_args!(
-                    "epoch {}: loss {:.4}, {:.1} % accepted, {:.2} tokens a pass",
-                    report.epoch,
-                    report.loss,
-                    100.0 * report.acceptance,
-                    report.tokens_per_pass
-                ));
-            }
-        }
+    /// Shows how far an epoch is, counted from 0.
+    pub fn show_epoch(&mut self, epoch: usize, done: usize, total: usize) {
+        self.show(&format!("epoch {}", epoch + 1), done, total);
     }
 
     /// Shows how far what is called `label` is.

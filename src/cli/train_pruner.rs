@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use super::interrupt;
 use super::main::say;
-use super::train::{Bar, model_and_items};
-use crate::error::Error;
+use super::train::{Bar, model_and_items, with_bar};
 use crate::train::{PrunerEvent, PrunerOptions, PrunerOutcome, train_pruner};
 
 /// Train what chooses visual tokens for --pruner learned
@@ -102,14 +101,8 @@ impl PrunerArgs {
             seed: self.seed,
             cancel: &interrupt::interrupted,
         };
-        let mut bar = Bar::default();
-        let outcome = train_pruner(&model, &options, &mut |event| show(&mut bar, &event));
-        bar.finish();
-        if matches!(outcome, Err(Error::Cancelled)) {
-            say(format_args!(
-                "interrupted; the same command goes on from here"
-            ));
-        }
+        let outcome =
+            with_bar(|bar| train_pruner(&model, &options, &mut |event| show(bar, &event)));
         self.print(&outcome?)
     }
 
@@ -133,9 +126,7 @@ impl PrunerArgs {
 fn show(bar: &mut Bar, event: &PrunerEvent) {
     match event {
         PrunerEvent::Asked(done, total) => bar.show("asking", *done, *total),
-        PrunerEvent::Example(done, total, epoch) => {
-            bar.show(&format!("epoch {}", epoch + 1), *done, *total);
-        }
+        PrunerEvent::Example(done, total, epoch) => bar.show_epoch(*epoch, *done, *total),
         PrunerEvent::Epoch(report) => {
             bar.finish();
             say(format_args!(

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::interrupt;
 use super::main::say;
 use super::table::Table;
-use super::train::{Bar, load_model};
+use super::train::{Bar, load_model, with_bar};
 use crate::error::Error;
 use crate::model::read_text;
 use crate::quick::Words;
@@ -96,14 +96,7 @@ impl QuickArgs {
             seed: self.seed,
             cancel: &interrupt::interrupted,
         };
-        let mut bar = Bar::default();
-        let outcome = train_quick(&model, &options, &mut |event| show(&mut bar, &event));
-        bar.finish();
-        if matches!(outcome, Err(Error::Cancelled)) {
-            say(format_args!(
-                "interrupted; the same command goes on from here"
-            ));
-        }
+        let outcome = with_bar(|bar| train_quick(&model, &options, &mut |event| show(bar, &event)));
         self.print(&outcome?)
     }
 
@@ -153,9 +146,7 @@ fn row(class: &ClassReport) -> [String; 5] {
 fn show(bar: &mut Bar, event: &QuickEvent) {
     match event {
         QuickEvent::Seen(done, total) => bar.show("looking", *done, *total),
-        QuickEvent::Example(done, total, epoch) => {
-            bar.show(&format!("epoch {}", epoch + 1), *done, *total);
-        }
+        QuickEvent::Example(done, total, epoch) => bar.show_epoch(*epoch, *done, *total),
         QuickEvent::Epoch(report) => {
             bar.finish();
             say(format_args!(
