@@ -17,6 +17,7 @@ use half::f16;
 
 use super::corrected::weights;
 use super::failed;
+use super::once::Newest;
 use super::shards::{Record, Shards};
 use crate::backend::{Backend, CpuBackend, Logits, Prefill};
 use crate::corrections::Correction;
@@ -53,8 +54,8 @@ struct Noting {
     inner: CpuBackend,
     /// Whether rows of prompts are wanted, too.
     prompt_rows: bool,
-    /// The newest frame: questions about the same one need no second look.
-    frame: Option<(PixelValues, usize)>,
+    /// Questions about the same frame need no second look.
+    newest: Newest,
     recording: Arc<Mutex<Recording>>,
 }
 
@@ -88,15 +89,7 @@ fn note_top(recording: &mut Recording, logits: &[f32]) {
 
 impl Backend for Noting {
     fn encode(&mut self, image: &PixelValues) -> Result<usize> {
-        if let Some((known, n)) = &self.frame
-            && known.pixels.data() == image.pixels.data()
-            && known.grid == image.grid
-        {
-            return Ok(*n);
-        }
-        let n = self.inner.encode(image)?;
-        self.frame = Some((image.clone(), n));
-        Ok(n)
+        self.newest.encode(&mut self.inner, image)
     }
 
     fn takes_positions(&self) -> bool {
@@ -160,7 +153,7 @@ pub(super) fn collect(
     let backend = Noting {
         inner: backend,
         prompt_rows: collecting.prompt_rows,
-        frame: None,
+        newest: Newest::default(),
         recording: Arc::clone(&recording),
     };
     let variant = model.files.variant.clone();

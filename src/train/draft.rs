@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::checks;
 use super::collect::{Collecting, TOP, collect};
 use super::corrected::{item_of, usable};
 use super::export::export;
@@ -138,8 +139,7 @@ pub fn train_draft(
     let file = |ending: &str| options.out.join(format!("{kind}.{ending}"));
     let pictures = pictures(options.items);
     let n_pictures = pictures.last().map_or(0, |last| last + 1);
-    let n_held = (n_pictures as f64 * options.held_out).round() as usize;
-    let n_held = n_held.clamp(1, n_pictures - 1);
+    let n_held = checks::n_held(n_pictures, options.held_out);
     let is_held = |item: usize| pictures[item] >= n_pictures - n_held;
     let corrections = usable(options.corrections, options.items, &is_held);
     let n_corrections = corrections.len();
@@ -270,39 +270,24 @@ fn check(model: &Model, options: &DraftOptions<'_>) -> Result<Option<usize>> {
     if width == 0 || !width.is_multiple_of(HEAD_DIM) || width > crate::limits::MODEL_WIDTH {
         return argument("width", format!("{width}, a multiple of {HEAD_DIM}"));
     }
-    for (name, n) in [
+    checks::at_least_one(&[
         ("epochs", options.epochs),
         ("batch", options.batch),
         ("patience", options.patience),
         ("vocabulary", options.vocabulary),
-    ] {
-        if n == 0 {
-            return argument(name, "0, at least 1".to_owned());
-        }
-    }
+    ])?;
     if options.max_tokens.is_some_and(|n| n < 2) {
         return argument(
             "max-tokens",
             "at least 2: the first is not drafted".to_owned(),
         );
     }
-    if !(options.rate > 0.0 && options.rate <= 1.0) {
-        return argument("rate", format!("{}, above 0 and at most 1", options.rate));
-    }
-    if !(options.held_out > 0.0 && options.held_out < 1.0) {
-        return argument("held-out", format!("{}, between 0 and 1", options.held_out));
-    }
-    if pictures(options.items).last().is_none_or(|&last| last == 0) {
-        return argument("data", "at least two pictures: one is held out".to_owned());
-    }
+    checks::rate(options.rate)?;
+    checks::held_out(options.held_out)?;
+    checks::pictures(pictures(options.items).last().map_or(0, |last| last + 1))?;
     for ending in ["onnx", "json", "safetensors"] {
         let path = options.out.join(format!("{}.{ending}", options.kind));
-        if path.is_dir() {
-            return Err(Error::malformed(path, "is a folder"));
-        }
-        if path.exists() && !options.force {
-            return Err(Error::Exists { path });
-        }
+        checks::output(&path, options.force)?;
     }
     Ok(layer)
 }

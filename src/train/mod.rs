@@ -6,6 +6,8 @@
 //! |------|------|
 //! | `collect` | runs the frozen model once over the items, and writes what it did in shards |
 //! | `corrected` | drafts that the model refused, to be learned from |
+//! | `checks`  | what is checked before a model is loaded |
+//! | `once`    | frames that are looked at once |
 //! | `shards`  | records of tensors in files of bounded size |
 //! | `params`  | weights, and the optimizer with its moments |
 //! | `fit`     | epochs, held-out scores, early stopping, checkpoints |
@@ -19,12 +21,14 @@
 //! gives the files that it would have given: order and start depend on the seed alone, and the
 //! state of each epoch is kept whole.
 
+mod checks;
 mod collect;
 mod corrected;
 mod draft;
 mod export;
 mod fit;
 mod net;
+mod once;
 mod params;
 mod pruner;
 mod quick;

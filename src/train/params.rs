@@ -9,6 +9,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::failed;
 use crate::error::{Error, Result};
+use crate::model::TrainedTensor;
 
 /// Decay of the mean of gradients.
 const BETA1: f64 = 0.9;
@@ -164,6 +165,28 @@ impl Params {
             Ok((name.clone(), copy.detach()))
         };
         self.weights.iter().map(copy).collect()
+    }
+
+    /// The weights as a trained file has them, each times what `scale_of` says of its name; what is called `*.bias` is a
+    /// vector there.
+    ///
+    /// # Errors
+    /// If memory is not there.
+    pub(super) fn tensors(
+        &self,
+        scale_of: &dyn Fn(&str) -> f64,
+    ) -> Result<BTreeMap<String, TrainedTensor>> {
+        let tensor = |(name, value): (String, Tensor)| {
+            let scaled = (&value * scale_of(&name)).and_then(|value| value.flatten_all());
+            let data = scaled.and_then(|value| value.to_vec1::<f32>());
+            let data = data.map_err(failed)?;
+            let shape = match name.ends_with(".bias") {
+                true => vec![data.len()],
+                false => value.dims().to_vec(),
+            };
+            Ok((name, TrainedTensor { shape, data }))
+        };
+        self.values()?.into_iter().map(tensor).collect()
     }
 
     /// Puts weights in the place of these.

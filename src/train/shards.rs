@@ -157,6 +157,23 @@ impl Shards {
         Ok(())
     }
 
+    /// The first record that has something: of the first picture that could be read.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is none; those of [`read`](Self::read).
+    pub(super) fn first(&self) -> Result<Record> {
+        for file in 0..self.n_files() {
+            let mut records = self.read(file)?.into_iter();
+            if let Some((_, record)) = records.find(|(_, record)| !record.is_empty()) {
+                return Ok(record);
+            }
+        }
+        Err(Error::Argument {
+            name: "data",
+            reason: "none of its pictures could be read".to_owned(),
+        })
+    }
+
     /// Reads the records of one file, with their indices, in order.
     ///
     /// # Errors

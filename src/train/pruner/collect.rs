@@ -18,6 +18,7 @@ use candle_core::{Device, Tensor};
 use half::f16;
 
 use super::super::failed;
+use super::super::once::Newest;
 use super::super::shards::{Record, Shards};
 use crate::backend::{Backend, CpuBackend, Logits, Prefill, Saliency};
 use crate::cpu::Embedding;
@@ -42,8 +43,8 @@ struct Seen {
 /// A backend that notes the prompts that pass through it.
 struct Watching {
     inner: CpuBackend,
-    /// The newest frame: questions about the same one need no second look.
-    frame: Option<(PixelValues, usize)>,
+    /// Questions about the same frame need no second look.
+    newest: Newest,
     seen: Arc<Mutex<Seen>>,
     n_vocab: usize,
     eos: u32,
@@ -51,15 +52,7 @@ struct Watching {
 
 impl Backend for Watching {
     fn encode(&mut self, image: &PixelValues) -> Result<usize> {
-        if let Some((known, n)) = &self.frame
-            && known.pixels.data() == image.pixels.data()
-            && known.grid == image.grid
-        {
-            return Ok(*n);
-        }
-        let n = self.inner.encode(image)?;
-        self.frame = Some((image.clone(), n));
-        Ok(n)
+        self.newest.encode(&mut self.inner, image)
     }
 
     fn takes_positions(&self) -> bool {
@@ -177,7 +170,7 @@ impl Asking {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let backend = Watching {
             inner,
-            frame: None,
+            newest: Newest::default(),
             seen: Arc::clone(&seen),
             n_vocab: model.config.vocab,
             eos,

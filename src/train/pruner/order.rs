@@ -1,13 +1,13 @@
 //! The order of `train pruner`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
 
+use super::super::checks;
 use super::super::draft::{DECODER, source_lines, targets};
-use super::super::failed;
 use super::super::fit::{Event, FitOptions, fit};
 use super::super::net::unit_scale;
 use super::super::params::Params;
@@ -17,7 +17,7 @@ use super::net::Net;
 use crate::digest::{sha256_bytes, sha256_file};
 use crate::error::{Error, Result};
 use crate::items::Item;
-use crate::model::{Model, TrainedKind, TrainedSpec, TrainedTensor, trained_bytes};
+use crate::model::{Model, TrainedKind, TrainedSpec, trained_bytes};
 use crate::prune::LearnedSettings;
 
 /// Width of the hidden layer for the question.
@@ -121,8 +121,7 @@ pub fn train_pruner(
     let start = Instant::now();
     let pictures = by_picture(options.items);
     check(options, pictures.len())?;
-    let n_held = (pictures.len() as f64 * options.held_out).round() as usize;
-    let n_held = n_held.clamp(1, pictures.len() - 1);
+    let n_held = checks::n_held(pictures.len(), options.held_out);
     let held_out = |index: usize| index >= pictures.len() - n_held;
 
     let data_key = data_key(model, options)?;
@@ -191,7 +190,13 @@ pub fn train_pruner(
             "attention": (epochs[best].attention * 1e4).round() / 1e4,
         }),
     };
-    let bytes = trained_bytes(options.out, &spec, &tensors(&net, &params.values()?)?)?;
+    // For rows and embeddings as the model makes them.
+    let tensors = params.tensors(&|name| match name {
+        "visual" => net.feature_scale,
+        "question" => net.question_scale,
+        _ => 1.0,
+    })?;
+    let bytes = trained_bytes(options.out, &spec, &tensors)?;
     write_whole(options.out, |file| {
         std::fs::write(file, &bytes).map_err(Error::io(file))
     })?;
@@ -211,48 +216,24 @@ pub fn train_pruner(
 
 /// Checks what can be checked before the model is loaded.
 fn check(options: &PrunerOptions<'_>, n_pictures: usize) -> Result<()> {
-    let argument = |name, reason: String| Err(Error::Argument { name, reason });
     if !WIDTHS.contains(&options.width) || !options.width.is_multiple_of(16) {
         let (least, most) = (WIDTHS.start(), WIDTHS.end());
         let reason = format!("{}, a multiple of 16 from {least} to {most}", options.width);
-        return argument("width", reason);
+        let name = "width";
+        return Err(Error::Argument { name, reason });
     }
-    for (name, n) in [
+    checks::at_least_one(&[
         ("epochs", options.epochs),
         ("batch", options.batch),
         ("patience", options.patience),
         ("max-tokens", options.max_tokens.unwrap_or(1)),
-    ] {
-        if n == 0 {
-            return argument(name, "0, at least 1".to_owned());
-        }
-    }
-    if !(options.rate > 0.0 && options.rate <= 1.0) {
-        return argument("rate", format!("{}, above 0 and at most 1", options.rate));
-    }
-    for (name, share) in [
-        ("neighbours", options.neighbours),
-        ("anchors", options.anchors),
-    ] {
-        if !(0.0..=1.0).contains(&share) {
-            return argument(name, format!("{share}, from 0 to 1"));
-        }
-    }
-    if !(options.held_out > 0.0 && options.held_out < 1.0) {
-        return argument("held-out", format!("{}, between 0 and 1", options.held_out));
-    }
-    if n_pictures < 2 {
-        return argument("data", "at least two pictures: one is held out".to_owned());
-    }
-    if options.out.is_dir() {
-        return Err(Error::malformed(options.out, "is a folder"));
-    }
-    if options.out.exists() && !options.force {
-        return Err(Error::Exists {
-            path: options.out.to_path_buf(),
-        });
-    }
-    Ok(())
+    ])?;
+    checks::rate(options.rate)?;
+    checks::share("neighbours", options.neighbours)?;
+    checks::share("anchors", options.anchors)?;
+    checks::held_out(options.held_out)?;
+    checks::pictures(n_pictures)?;
+    checks::output(options.out, options.force)
 }
 
 /// The questions about each picture, in the order in which pictures first occur.
@@ -271,23 +252,14 @@ fn by_picture(items: &[Item]) -> Vec<Vec<&Item>> {
 
 /// The net, scaled for the first picture that could be read.
 fn net(model: &Model, options: &PrunerOptions<'_>, shards: &Shards) -> Result<Net> {
-    for file in 0..shards.n_files() {
-        let records = shards.read(file)?;
-        let Some((_, record)) = records.iter().find(|(_, record)| !record.is_empty()) else {
-            continue;
-        };
-        return Ok(Net {
-            d: model.config.d_model,
-            p: options.width,
-            h: QUESTION_WIDTH,
-            m: MLP_WIDTH,
-            feature_scale: unit_scale(part(record, "features")?)?,
-            question_scale: unit_scale(part(record, "questions")?)?,
-        });
-    }
-    Err(Error::Argument {
-        name: "data",
-        reason: "none of its pictures could be read".to_owned(),
+    let record = shards.first()?;
+    Ok(Net {
+        d: model.config.d_model,
+        p: options.width,
+        h: QUESTION_WIDTH,
+        m: MLP_WIDTH,
+        feature_scale: unit_scale(part(&record, "features")?)?,
+        question_scale: unit_scale(part(&record, "questions")?)?,
     })
 }
 
@@ -320,28 +292,4 @@ fn training_key(data_key: &str, options: &PrunerOptions<'_>) -> String {
         options.width,
     );
     sha256_bytes(told.as_bytes())
-}
-
-/// The weights as the file has them: for rows and embeddings as the model makes them.
-fn tensors(
-    net: &Net,
-    values: &HashMap<String, candle_core::Tensor>,
-) -> Result<BTreeMap<String, TrainedTensor>> {
-    let mut tensors = BTreeMap::new();
-    for (name, value) in values {
-        let scale = match name.as_str() {
-            "visual" => net.feature_scale,
-            "question" => net.question_scale,
-            _ => 1.0,
-        };
-        let value = (value * scale).map_err(failed)?;
-        let data = value.flatten_all().and_then(|v| v.to_vec1::<f32>());
-        let shape = match name.ends_with(".bias") {
-            true => vec![value.elem_count()],
-            false => value.dims().to_vec(),
-        };
-        let data = data.map_err(failed)?;
-        tensors.insert(name.clone(), TrainedTensor { shape, data });
-    }
-    Ok(tensors)
 }

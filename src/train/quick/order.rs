@@ -1,14 +1,12 @@
 //! The order of `train quick`.
 
-use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::Tensor;
 use serde::Serialize;
 
+use super::super::checks;
 use super::super::draft::{source_lines, targets};
-use super::super::failed;
 use super::super::fit::{Epoch, Event, FitOptions, fit};
 use super::super::net::unit_scale;
 use super::super::params::Params;
@@ -19,7 +17,7 @@ use super::net::Net;
 use super::scenes::TrueScene;
 use crate::digest::{sha256_bytes, sha256_file};
 use crate::error::{Error, Result};
-use crate::model::{Model, TrainedFile, TrainedKind, TrainedSpec, TrainedTensor, trained_bytes};
+use crate::model::{Model, TrainedFile, TrainedKind, TrainedSpec, trained_bytes};
 use crate::quick::{Calibration, Probe, QuickSettings, Words};
 
 /// Names of vision towers, whatever their variant.
@@ -116,8 +114,7 @@ pub fn train_quick(
     let start = Instant::now();
     check(options)?;
     let n_scenes = options.scenes.len();
-    let n_held = (n_scenes as f64 * options.held_out).round() as usize;
-    let n_held = n_held.clamp(1, n_scenes - 1);
+    let n_held = checks::n_held(n_scenes, options.held_out);
     let held = |index: usize| index >= n_scenes - n_held;
 
     let data_key = data_key(model, options)?;
@@ -159,7 +156,11 @@ pub fn train_quick(
         .map(|(epoch, result)| report(epoch, result))
         .collect();
 
-    let tensors = tensors(&net, &params.values()?)?;
+    // For rows as the model makes them.
+    let tensors = params.tensors(&|name| match name.ends_with(".bias") {
+        true => 1.0,
+        false => net.scale,
+    })?;
     let mut spec = spec(model, options, &data_key)?;
     let bytes = trained_bytes(options.out, &spec, &tensors)?;
     // Measured as it will run.
@@ -189,61 +190,33 @@ pub fn train_quick(
 
 /// Checks what can be checked before the model is loaded.
 fn check(options: &QuickOptions<'_>) -> Result<()> {
-    let argument = |name, reason: String| Err(Error::Argument { name, reason });
-    if let Err(reason) = options.words.check() {
-        return argument("words", reason);
-    }
-    for (name, n) in [
+    let words = options.words.check();
+    words.map_err(|reason| Error::Argument {
+        name: "words",
+        reason,
+    })?;
+    checks::at_least_one(&[
         ("epochs", options.epochs),
         ("batch", options.batch),
         ("patience", options.patience),
-    ] {
-        if n == 0 {
-            return argument(name, "0, at least 1".to_owned());
-        }
-    }
-    if !(options.rate > 0.0 && options.rate <= 1.0) {
-        return argument("rate", format!("{}, above 0 and at most 1", options.rate));
-    }
-    if !(options.held_out > 0.0 && options.held_out < 1.0) {
-        return argument("held-out", format!("{}, between 0 and 1", options.held_out));
-    }
-    if !(0.0..=1.0).contains(&options.least) {
-        return argument("least", format!("{}, from 0 to 1", options.least));
-    }
-    if options.scenes.len() < 2 {
-        return argument("data", "at least two pictures: one is held out".to_owned());
-    }
-    if options.out.is_dir() {
-        return Err(Error::malformed(options.out, "is a folder"));
-    }
-    if options.out.exists() && !options.force {
-        return Err(Error::Exists {
-            path: options.out.to_path_buf(),
-        });
-    }
-    Ok(())
+    ])?;
+    checks::rate(options.rate)?;
+    checks::held_out(options.held_out)?;
+    checks::share("least", options.least)?;
+    checks::pictures(options.scenes.len())?;
+    checks::output(options.out, options.force)
 }
 
 /// The probe, scaled for the first picture that could be read.
 fn net(model: &Model, options: &QuickOptions<'_>, shards: &Shards) -> Result<Net> {
     let words = options.words;
-    for file in 0..shards.n_files() {
-        let records = shards.read(file)?;
-        let Some((_, record)) = records.iter().find(|(_, record)| !record.is_empty()) else {
-            continue;
-        };
-        return Ok(Net {
-            d: model.config.d_model,
-            n_kinds: words.kinds.len(),
-            n_colours: words.colours.len(),
-            n_grounds: words.grounds.len(),
-            scale: unit_scale(part(record, "features")?)?,
-        });
-    }
-    Err(Error::Argument {
-        name: "data",
-        reason: "none of its pictures could be read".to_owned(),
+    let record = shards.first()?;
+    Ok(Net {
+        d: model.config.d_model,
+        n_kinds: words.kinds.len(),
+        n_colours: words.colours.len(),
+        n_grounds: words.grounds.len(),
+        scale: unit_scale(part(&record, "features")?)?,
     })
 }
 
@@ -302,20 +275,4 @@ fn training_key(data_key: &str, options: &QuickOptions<'_>) -> String {
         words.grounds.len(),
     );
     sha256_bytes(told.as_bytes())
-}
-
-/// The weights as the file has them: for rows as the model makes them.
-fn tensors(net: &Net, values: &HashMap<String, Tensor>) -> Result<BTreeMap<String, TrainedTensor>> {
-    let tensor = |(name, value): (&String, &Tensor)| {
-        let is_bias = name.ends_with(".bias");
-        let scale = if is_bias { 1.0 } else { net.scale };
-        let data = (value * scale).and_then(|value| value.flatten_all()?.to_vec1::<f32>());
-        let shape = match is_bias {
-            true => vec![value.elem_count()],
-            false => value.dims().to_vec(),
-        };
-        let data = data.map_err(failed)?;
-        Ok((name.clone(), TrainedTensor { shape, data }))
-    };
-    values.iter().map(tensor).collect()
 }
