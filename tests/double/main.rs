@@ -155,6 +155,18 @@ fn drawn_and_pruned_answers_are_the_cpu_engines_too() {
     }
 }
 
+/// Calls of a journal whose name begins so.
+fn n_calls(journal: &[String], call: &str) -> usize {
+    journal.iter().filter(|line| line.starts_with(call)).count()
+}
+
+/// Bytes of each copy from the device.
+fn bytes_read(journal: &[String]) -> Vec<usize> {
+    let copies = journal.iter();
+    let copies = copies.filter_map(|line| line.strip_prefix("cuMemcpyDtoHAsync "));
+    copies.map(|bytes| bytes.parse().expect("bytes")).collect()
+}
+
 #[test]
 fn passes_are_replays_and_nothing_is_allocated_after_open() {
     let twin = Twin::take();
@@ -173,7 +185,7 @@ fn passes_are_replays_and_nothing_is_allocated_after_open() {
     twin.reset();
     let answer = ask(&mut gpu, QUESTIONS[0], &how);
     let journal = twin.journal();
-    let n = |call: &str| journal.iter().filter(|line| line.starts_with(call)).count();
+    let n = |call: &str| n_calls(&journal, call);
     for call in [
         "cuMemAlloc",
         "createExecutionContext",
@@ -191,11 +203,7 @@ fn passes_are_replays_and_nothing_is_allocated_after_open() {
     );
     assert_eq!(n("cuLaunchKernel"), 1, "{journal:#?}");
     // No tensor comes back: what is read is the state and the tokens, twice a pass.
-    let read: Vec<usize> = journal
-        .iter()
-        .filter_map(|line| line.strip_prefix("cuMemcpyDtoHAsync "))
-        .map(|bytes| bytes.parse().expect("bytes"))
-        .collect();
+    let read = bytes_read(&journal);
     assert_eq!(read.len(), 2 * (1 + answer.speculation.steps));
     assert!(read.iter().all(|&bytes| bytes <= 128), "{read:?}");
     drop(gpu);
@@ -220,15 +228,11 @@ fn pruning_by_a_kernel_reads_back_which_rows_stay_and_no_row() {
     twin.reset();
     let answer = ask(&mut gpu, QUESTIONS[0], &how);
     let journal = twin.journal();
-    let n = |call: &str| journal.iter().filter(|line| line.starts_with(call)).count();
+    let n = |call: &str| n_calls(&journal, call);
     // One launch prunes, one chooses the token behind the prompt; all else is replayed.
     assert_eq!(n("cuLaunchKernel"), 2, "{journal:#?}");
     let kept = &answer.visual_tokens;
-    let read: Vec<usize> = journal
-        .iter()
-        .filter_map(|line| line.strip_prefix("cuMemcpyDtoHAsync "))
-        .map(|bytes| bytes.parse().expect("bytes"))
-        .collect();
+    let read = bytes_read(&journal);
     assert_eq!(read[..2], [4 * kept.indices.len(), 4 * kept.total]);
     assert!(read[2..].iter().all(|&bytes| bytes <= 128), "{read:?}");
     drop(gpu);
